@@ -1,0 +1,37 @@
+"""forerun: speculative decoding for transformers models. The same tokens, sooner."""
+
+from forerun.config import SamplingParams
+from forerun.drafters import Drafter, DrafterContext, DraftRequest
+from forerun.llm import LLM
+from forerun.types import (
+    CompletionOutput,
+    ForerunError,
+    InvalidInputError,
+    ModelLoadError,
+    RequestFailedError,
+    RequestOutput,
+    SpeculationStats,
+    StreamedToken,
+    TokenTree,
+    Verified,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "DraftRequest",
+    "Drafter",
+    "DrafterContext",
+    "ForerunError",
+    "InvalidInputError",
+    "ModelLoadError",
+    "RequestFailedError",
+    "RequestOutput",
+    "SamplingParams",
+    "SpeculationStats",
+    "StreamedToken",
+    "TokenTree",
+    "Verified",
+]

@@ -1,0 +1,142 @@
+"""Frozen settings: what a request asks for, and how an engine is built. Checked once, refused loudly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from forerun.types import InvalidInputError
+
+NumDraftTokens = int | Literal["auto"]
+
+GREEDY_BELOW = 1e-5  # temperatures under this are argmax, as in vLLM
+
+DTYPES = {
+    "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+    "float32": torch.float32, "fp32": torch.float32,
+    "float16": torch.float16, "fp16": torch.float16,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose tokens. Names and meanings are vLLM's; each works the same with speculation on and off.
+
+    `temperature` 0 is greedy. `top_k` -1 and `top_p` 1.0 are off. Penalties look at the output (repetition: at the
+    prompt too). `logit_bias` maps token ids to additions. `stop` strings end the text before themselves,
+    `stop_token_ids` and the model's EOS (unless `ignore_eos`) end it with themselves, neither before `min_tokens`.
+    `seed` None draws one, and the output reports it. `logprobs` asks for that many most likely tokens a position.
+    `num_draft_tokens` is this request's draft length: a number, "auto" (adapts, down to none), 0 (plain decoding),
+    None (the engine's).
+
+    Raises InvalidInputError naming the field, the value and the remedy.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    stop: str | tuple[str, ...] | list[str] = ()
+    stop_token_ids: tuple[int, ...] | list[int] = ()
+    max_tokens: int = 128
+    min_tokens: int = 0
+    n: int = 1
+    seed: int | None = None
+    logprobs: int | None = None
+    ignore_eos: bool = False
+    num_draft_tokens: NumDraftTokens | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "logit_bias", {int(token): float(bias) for token, bias in self.logit_bias.items()})
+        self._check_number("temperature", 0.0, math.inf, "give a number of 0 or more; 0 is greedy")
+        self._check_number("top_p", 0.0, 1.0, "give a share over 0 and up to 1; 1 is off", open_low=True)
+        self._check_number("min_p", 0.0, 1.0, "give a share from 0 to 1; 0 is off")
+        self._check_number("presence_penalty", -2.0, 2.0, "give a number from -2 to 2; 0 is off")
+        self._check_number("frequency_penalty", -2.0, 2.0, "give a number from -2 to 2; 0 is off")
+        self._check_number("repetition_penalty", 0.0, math.inf, "give a number over 0; 1 is off", open_low=True)
+        self._check_integer("max_tokens", 1)
+        self._check_integer("min_tokens", 0)
+        self._check_integer("n", 1)
+        if self.top_k != -1:
+            self._check_integer("top_k", 1, "give a whole number of 1 or more, or -1 for off")
+        if self.logprobs is not None:
+            self._check_integer("logprobs", 0)
+        if self.seed is not None:
+            self._check_integer("seed", 0)
+        if self.min_tokens > self.max_tokens:
+            raise InvalidInputError("min_tokens", self.min_tokens, f"give at most max_tokens ({self.max_tokens})")
+        if any(not isinstance(text, str) or not text for text in self.stop):
+            raise InvalidInputError("stop", self.stop, "give strings that are not empty")
+        if any(not math.isfinite(bias) for bias in self.logit_bias.values()):
+            raise InvalidInputError("logit_bias", self.logit_bias, "give finite additions")
+        if self.num_draft_tokens is not None:
+            check_num_draft_tokens(self.num_draft_tokens)
+
+    def _check_number(self, name: str, low: float, high: float, remedy: str, open_low: bool = False) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise InvalidInputError(name, value, remedy)
+        if not low <= value <= high or (open_low and value == low):
+            raise InvalidInputError(name, value, remedy)
+
+    def _check_integer(self, name: str, low: int, remedy: str = "") -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise InvalidInputError(name, value, remedy or f"give a whole number of {low} or more")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
+
+    @property
+    def has_penalties(self) -> bool:
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
+
+    @property
+    def is_plain_argmax(self) -> bool:
+        """Greedy and nothing touches the logits: the row's argmax is the token."""
+        return self.is_greedy and not self.has_penalties and not self.logit_bias and self.min_tokens == 0
+
+
+def check_num_draft_tokens(value: object) -> None:
+    valid = value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 64)
+    if not valid:
+        raise InvalidInputError("num_draft_tokens", value, 'give "auto", 0 for plain decoding, or a number up to 64')
+
+
+def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The torch dtype; None means the checkpoint's own. Raises InvalidInputError for any other name."""
+    if dtype is None or dtype == "auto":
+        return None
+    found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(str(dtype))
+    if found not in DTYPES.values():
+        raise InvalidInputError("dtype", dtype, f"give one of {', '.join(DTYPES)}")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How an engine runs. `max_model_len` None is the model's own context."""
+
+    max_num_seqs: int = 16
+    max_model_len: int | None = None
+    num_draft_tokens: NumDraftTokens = "auto"
+    max_num_draft_tokens: int = 8  # the most that "auto" drafts
+
+    def __post_init__(self) -> None:
+        for name, low in (("max_num_seqs", 1), ("max_num_draft_tokens", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise InvalidInputError(name, value, f"give a whole number of {low} or more")
+        if self.max_model_len is not None and (not isinstance(self.max_model_len, int) or self.max_model_len < 2):
+            raise InvalidInputError("max_model_len", self.max_model_len, "give a whole number of 2 or more, or None")
+        check_num_draft_tokens(self.num_draft_tokens)

@@ -1,0 +1,79 @@
+"""Who runs, and what a step's tokens mean for a request: where it ends, and why."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from forerun.engine.request import Batch, Request, RequestUpdate
+from forerun.types import FinishReason, StreamedToken, Verified
+
+
+class Scheduler:
+    """First come, first served; at most `max_num_seqs` at a time, new ones joining as others finish."""
+
+    def __init__(self, max_num_seqs: int) -> None:
+        self.max_num_seqs = max_num_seqs
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+
+    def add(self, request: Request) -> None:
+        self.waiting.append(request)
+
+    def remove(self, request_id: int) -> Request | None:
+        """Takes a request out, wherever it stands."""
+        for queue in (self.waiting, self.running):
+            for request in queue:
+                if request.request_id == request_id:
+                    queue.remove(request)
+                    return request
+        return None
+
+    def schedule(self) -> Batch:
+        joined: list[Request] = []
+        while self.waiting and len(self.running) < self.max_num_seqs:
+            request = self.waiting.popleft()
+            self.running.append(request)
+            joined.append(request)
+        return Batch(list(self.running), joined)
+
+    def commit(self, batch: Batch, verified: Sequence[Verified]) -> list[RequestUpdate]:
+        """Appends the tokens one by one, as plain decoding would: what stands behind an end is dropped."""
+        updates = [self._commit_one(request, kept) for request, kept in zip(batch.requests, verified, strict=True)]
+        self.running = [request for request in self.running if request.finish_reason is None]
+        return updates
+
+    def _commit_one(self, request: Request, kept: Verified) -> RequestUpdate:
+        if kept.error is not None:
+            request.error, request.finish_reason = kept.error, "error"
+            return RequestUpdate(request, [])
+        tokens: list[StreamedToken] = []
+        for row, token_id in enumerate(kept.token_ids):
+            request.append(token_id)
+            if kept.logprobs:
+                request.logprobs.append(kept.logprobs[row])
+            text, reason = self._read(request, token_id)
+            tokens.append(StreamedToken(token_id, text, row < kept.num_accepted_tokens, reason))
+            if reason is not None:
+                request.finish_reason = reason
+                break
+        stats = request.stats
+        stats.num_target_passes += 1
+        stats.num_output_tokens += len(tokens)
+        stats.count_accepted(min(kept.num_accepted_tokens, len(tokens)))
+        return RequestUpdate(request, tokens)
+
+    @staticmethod
+    def _read(request: Request, token_id: int) -> tuple[str, FinishReason | None]:
+        """The text that a token releases, and whether the request ends with it."""
+        detokenizer = request.detokenizer
+        if token_id in request.end_token_ids:
+            request.stop_reason = token_id
+            return detokenizer.finish(), "stop"
+        text = detokenizer.feed(token_id)
+        if detokenizer.matched_stop is not None:
+            request.stop_reason = detokenizer.matched_stop
+            return text, "stop"
+        if len(request.output_token_ids) >= request.params.max_tokens:
+            return text + detokenizer.finish(), "length"
+        return text, None

@@ -1,0 +1,75 @@
+"""The reference cache: one run of memory for each request and layer, sized when the request starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from forerun.kv_cache.protocol import PAGE_SIZE
+
+
+class ContiguousSequence:
+    """Keys and values of one request. Memory of a layer is taken, zeroed, at its first write: no shape is read from a config."""
+
+    def __init__(self, capacity: int) -> None:
+        self.num_tokens = 0
+        self.capacity = -(-capacity // PAGE_SIZE) * PAGE_SIZE
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def write(
+        self, layer: int, start: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        held = self._layers.get(layer)
+        if held is None:
+            held = (self._zeros_like(keys), self._zeros_like(values))
+            self._layers[layer] = held
+        end = start + keys.shape[1]
+        assert end <= self.capacity, f"row {end} of a cache of {self.capacity}"
+        held[0][:, start:end] = keys
+        held[1][:, start:end] = values
+        return held
+
+    def _zeros_like(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.new_zeros(rows.shape[0], self.capacity, rows.shape[2])
+
+    def layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values `[num_kv_heads, capacity, head_dim]` of the layers written so far."""
+        return list(self._layers.values())
+
+    def advance(self, num_tokens: int) -> None:
+        self.num_tokens += num_tokens
+
+    def keep(self, path: Sequence[int]) -> None:
+        first = self.num_tokens + 1  # where node 0 was written
+        if list(path) != list(range(len(path))):
+            rows = torch.tensor([first + node for node in path])
+            for held in self._layers.values():
+                for tensor in held:
+                    tensor[:, first : first + len(path)] = tensor[:, rows.to(tensor.device)]
+        self.num_tokens = first + len(path)
+
+    def crop(self, num_tokens: int) -> None:
+        assert num_tokens <= self.num_tokens, f"cannot crop {self.num_tokens} tokens to {num_tokens}"
+        self.num_tokens = num_tokens
+
+
+class ContiguousCache:
+    """Sequences by request id."""
+
+    def __init__(self) -> None:
+        self._sequences: dict[int, ContiguousSequence] = {}
+
+    def allocate(self, request_id: int, num_tokens: int) -> ContiguousSequence:
+        assert request_id not in self._sequences, f"request {request_id} already has a cache"
+        sequence = self._sequences[request_id] = ContiguousSequence(num_tokens)
+        return sequence
+
+    def sequence(self, request_id: int) -> ContiguousSequence:
+        return self._sequences[request_id]
+
+    def free(self, request_id: int) -> None:
+        self._sequences.pop(request_id, None)
+
+    def __len__(self) -> int:
+        return len(self._sequences)

@@ -1,0 +1,251 @@
+"""The offline API: prompts in, results out."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from rich.progress import Progress
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from forerun.config import EngineConfig, NumDraftTokens, SamplingParams, resolve_dtype
+from forerun.drafters import DrafterContext, DrafterSpec, create
+from forerun.engine.llm_engine import LLMEngine
+from forerun.engine.request import Request
+from forerun.models.causal_model import CausalModel
+from forerun.models.exactness import Exactness, establish
+from forerun.models.linear import pack_where_faster
+from forerun.models.loading import RECOMMENDED_DRAFTERS, check_class, load_model, load_tokenizer, shared_copy
+from forerun.models.reference import check_against_reference
+from forerun.sampling.noise import GumbelNoise, derived_seed
+from forerun.types import CompletionOutput, ForerunError, InvalidInputError, ModelLoadError, RequestOutput, SpeculationStats, StreamedToken
+
+Prompt = str | Sequence[int]
+Drafters = DrafterSpec | Sequence[DrafterSpec] | None
+
+
+class LLM:
+    """A target with its drafters. The tokens are the target's alone, whatever the drafters guess.
+
+    `target`: "forerun/default" (bundled), a hub id, a model folder, or a loaded transformers model (left as it is).
+    `drafter`: a name ("prompt_lookup"), a model folder or hub id, a loaded model, several of these, "none" or None for plain
+    decoding; "auto" takes the drafter recommended for the target, else prompt lookup.
+    `dtype`: "bfloat16", "float32", ... ; None is the checkpoint's own. `device`: "cpu", "cuda", ...
+
+    Raises ModelLoadError or InvalidInputError saying what does not fit and what to do.
+    """
+
+    def __init__(
+        self,
+        target: str | Path | PreTrainedModel,
+        drafter: Drafters | Literal["auto"] = "auto",
+        *,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
+        max_num_seqs: int = 16,
+        max_model_len: int | None = None,
+        num_draft_tokens: NumDraftTokens = "auto",
+    ) -> None:
+        config = EngineConfig(max_num_seqs, max_model_len, num_draft_tokens)
+        model = self._load_target(target, resolve_dtype(dtype), device)
+        self.tokenizer = self._load_tokenizer(target, model, tokenizer)
+        self.max_model_len = _context(model, max_model_len)
+        check_against_reference(model)
+        pack_where_faster(model)
+        causal = CausalModel(model)
+        self.exactness: Exactness = establish(causal, self.max_model_len)
+        noise = GumbelNoise(causal.vocab_size, causal.device)
+        eos = _eos_token_ids(model, self.tokenizer)
+        context = DrafterContext(causal.vocab_size, self.max_model_len, eos, noise, causal.device, model.dtype, self.tokenizer)
+        drafters = [create(spec, context) for spec in _drafter_specs(drafter, target)]
+        self.drafter_names = [made.name for made in drafters]
+        self.engine = LLMEngine(causal, drafters, noise, config, self.tokenizer, eos, self.max_model_len)
+
+    @staticmethod
+    def _load_target(target: str | Path | PreTrainedModel, dtype: torch.dtype | None, device: str | torch.device | None) -> PreTrainedModel:
+        if not isinstance(target, PreTrainedModel):
+            model = load_model(target, dtype, device or "cpu")
+            check_class(model, str(target))
+            return model
+        check_class(target, "target")
+        if dtype is not None and dtype != target.dtype:
+            raise InvalidInputError("dtype", dtype, f"the loaded model is {target.dtype}: leave dtype out, or convert the model first")
+        if device is not None and torch.device(device).type != target.device.type:
+            raise InvalidInputError("device", device, f"the loaded model is on {target.device}: leave device out, or move the model first")
+        return shared_copy(target)
+
+    @staticmethod
+    def _load_tokenizer(
+        target: str | Path | PreTrainedModel, model: PreTrainedModel, given: PreTrainedTokenizerBase | str | Path | None
+    ) -> PreTrainedTokenizerBase | None:
+        if isinstance(given, (str, Path)):
+            tokenizer = load_tokenizer(given)
+        elif given is not None:
+            tokenizer = given
+        elif isinstance(target, PreTrainedModel):
+            folder = Path(target.name_or_path)
+            tokenizer = load_tokenizer(folder) if target.name_or_path and folder.is_dir() else None
+        else:
+            tokenizer = load_tokenizer(target)
+        if tokenizer is not None and not hasattr(tokenizer, "backend_tokenizer"):
+            raise ModelLoadError(f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json backend: convert it to a fast tokenizer")
+        return tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Continues prompts (texts or token ids) together, as one ragged batch; `params` is one for all or one a prompt.
+
+        A prompt that cannot be honoured gets an output whose `error` says why, and the others finish.
+        """
+        many = _as_prompts(prompts)
+        outputs: list[RequestOutput] = []
+        pending: dict[int, RequestOutput] = {}  # by request id
+        for prompt, asked in zip(many, _as_params(params, len(many)), strict=True):
+            outputs.append(self._submit(prompt, asked, pending))
+        finished: dict[int, Request] = {}
+        with Progress(disable=not progress, transient=True) as bar:
+            task = bar.add_task("generating", total=len(pending))
+            try:
+                while pending.keys() - finished.keys():
+                    for update in self.engine.step():
+                        if update.request.finish_reason is not None and update.request.request_id in pending:
+                            finished[update.request.request_id] = update.request
+                            bar.advance(task)
+            finally:
+                for request_id in pending.keys() - finished.keys():
+                    self.engine.abort(request_id)
+        for request_id, output in pending.items():  # in the order of asking, not of finishing
+            _collect(output, finished[request_id])
+        return outputs
+
+    def _submit(self, prompt: Prompt, params: SamplingParams, pending: dict[int, RequestOutput]) -> RequestOutput:
+        output = RequestOutput(prompt if isinstance(prompt, str) else None, [])
+        try:
+            output.prompt_token_ids = self._encode(prompt)
+            seed = secrets.randbits(32) if params.seed is None else params.seed
+            for index in range(params.n):
+                pending[self.engine.add_request(output.prompt_token_ids, params, derived_seed(seed, index))] = output
+        except ForerunError as error:
+            output.error = error
+        return output
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamedToken]:
+        """Yields tokens of one prompt as they are known; the last one carries the finish reason. Raises what ends the request."""
+        params = params or SamplingParams()
+        if params.n != 1:
+            raise InvalidInputError("n", params.n, "stream one continuation at a time, or use generate")
+        request_id = self.engine.add_request(self._encode(prompt), params)
+        finished = False
+        try:
+            while not finished:
+                for update in self.engine.step():
+                    if update.request.request_id != request_id:
+                        continue
+                    finished = update.request.finish_reason is not None
+                    yield from update.tokens
+                    if update.request.error is not None:
+                        raise update.request.error
+        finally:
+            if not finished:
+                self.engine.abort(request_id)
+
+    def chat(
+        self,
+        messages: Sequence[dict[str, Any]] | Sequence[Sequence[dict[str, Any]]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Answers one conversation, or several: lists of `{"role": ..., "content": ...}`, through the tokenizer's chat template."""
+        if self.tokenizer is None or not self.tokenizer.chat_template:
+            raise InvalidInputError("messages", "chat", "the target's tokenizer has no chat template: use generate with a prompt")
+        single = bool(messages) and isinstance(messages[0], dict)
+        conversations = [messages] if single else messages
+        texts = [self.tokenizer.apply_chat_template(list(each), tokenize=False, add_generation_prompt=True) for each in conversations]
+        # templates of most models write their own BOS; those that do not get the tokenizer's
+        bos = self.tokenizer.bos_token or ""
+        prompts = [self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids for text in texts]
+        return self.generate(cast(list[Prompt], prompts), params)
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            return [int(token_id) for token_id in prompt]
+        if not prompt:
+            raise InvalidInputError("prompt", prompt, "give some text, or token ids")
+        if self.tokenizer is None:
+            raise InvalidInputError("prompt", prompt, "the target came without a tokenizer: give tokenizer=..., or token ids")
+        return cast(list[int], self.tokenizer(prompt).input_ids)
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """A text or a list of token ids is one prompt; a list of those are many."""
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [cast(Prompt, prompts)]
+    return list(cast(Sequence[Prompt], prompts))
+
+
+def _as_params(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise InvalidInputError("params", f"{len(params)} of them", f"give one SamplingParams for all prompts, or {count}, one a prompt")
+    return list(params)
+
+
+def _collect(output: RequestOutput, request: Request) -> None:
+    if request.error is not None:
+        output.error = request.error
+        return
+    assert request.finish_reason is not None
+    output.completions.append(
+        CompletionOutput(
+            text=request.detokenizer.text,
+            token_ids=request.output_token_ids,
+            finish_reason=request.finish_reason,
+            seed=request.seed,
+            stats=request.stats,
+            logprobs=request.logprobs if request.params.logprobs is not None else None,
+            stop_reason=request.stop_reason,
+        )
+    )
+
+
+def _drafter_specs(drafter: Drafters | Literal["auto"], target: str | Path | PreTrainedModel) -> list[DrafterSpec]:
+    if isinstance(drafter, str) and drafter == "auto":
+        return [RECOMMENDED_DRAFTERS.get(str(target), "prompt_lookup")] if not isinstance(target, PreTrainedModel) else ["prompt_lookup"]
+    several = list(drafter) if isinstance(drafter, (list, tuple)) else [drafter]
+    return [spec for spec in several if spec is not None and not (isinstance(spec, str) and spec == "none")]
+
+
+def _context(model: PreTrainedModel, asked: int | None) -> int:
+    own = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if own is None and asked is None:
+        raise InvalidInputError("max_model_len", None, "the model's config names no context length: give one")
+    if own is not None and asked is not None and asked > own:
+        raise InvalidInputError("max_model_len", asked, f"give at most {own}, the model's own context")
+    return asked if asked is not None else int(cast(int, own))
+
+
+def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
+    """What the model's generation config calls the end; else what its tokenizer does."""
+    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
+    if eos is None and tokenizer is not None:
+        eos = tokenizer.eos_token_id
+    ids = eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]
+    return tuple(int(i) for i in ids if 0 <= int(i) < model.get_input_embeddings().num_embeddings)
+
+
+def total_stats(outputs: Sequence[RequestOutput]) -> SpeculationStats:
+    """The figures of many outputs added up; failed ones count nothing."""
+    total = SpeculationStats()
+    for stats in (completion.stats for output in outputs for completion in output.completions):
+        total.add(stats)
+    return total

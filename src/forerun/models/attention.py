@@ -1,0 +1,151 @@
+"""Attention whose result for a row does not depend on the other rows of the pass.
+
+Rows of many requests run as one flat sequence `[1, num_rows]`. Each request attends by itself, in groups of at most 32 rows cut
+at absolute positions, over K/V padded to the page that holds the group: a row always meets the same kernel, the same K/V length and
+the same mask, alone or in a draft (docs/decisions/0002). Installed through transformers' AttentionInterface; model files stay as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+from forerun.kv_cache.protocol import PAGE_SIZE, SequenceKV
+
+ATTENTION_NAME = "forerun"
+GROUP_ROWS = 32  # SDPA's CPU kernel blocks queries by 32; a group never straddles two blocks
+
+
+@dataclass(slots=True)
+class Segment:
+    """The rows of one request in a pass: `token_ids` at positions `start...`."""
+
+    kv: SequenceKV
+    token_ids: list[int]
+    start: int
+
+
+@dataclass(slots=True)
+class _Group:
+    """Rows `[low, high)` of the pass, at positions `start...`, that share one attention call over `num_keys` keys."""
+
+    low: int
+    high: int
+    start: int
+    num_keys: int
+    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, num_rows: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
+        """Additive `[1, 1, num_rows, num_keys]`; rows past the group repeat its last position. Made once a pass and window."""
+        found = self.masks.get(window)
+        if found is None:
+            last = self.start + self.high - self.low - 1
+            rows = torch.arange(self.start, self.start + num_rows, device=like.device).clamp_(max=last)[:, None]
+            keys = torch.arange(self.num_keys, device=like.device)[None]
+            hidden = keys > rows
+            if window is not None:
+                hidden |= keys <= rows - window
+            found = like.new_zeros(1, 1, num_rows, self.num_keys).masked_fill_(hidden, float("-inf"))
+            self.masks[window] = found
+        return found
+
+
+@dataclass(slots=True)
+class AttentionPlan:
+    """How the rows of one pass attend; made once a pass, read by every layer."""
+
+    segments: list[tuple[Segment, int, list[_Group]]]
+    num_rows: int  # of the pass, padding included
+    min_rows: int  # of one attention call
+
+    @classmethod
+    def of(cls, segments: list[Segment], num_rows: int, min_rows: int) -> AttentionPlan:
+        planned = []
+        low = 0
+        for segment in segments:
+            groups = []
+            done = 0
+            while done < len(segment.token_ids):
+                position = segment.start + done
+                count = min(GROUP_ROWS - position % GROUP_ROWS, len(segment.token_ids) - done)
+                num_keys = (position // PAGE_SIZE + 1) * PAGE_SIZE
+                groups.append(_Group(low + done, low + done + count, position, num_keys))
+                done += count
+            planned.append((segment, low, groups))
+            low += len(segment.token_ids)
+        return cls(planned, num_rows, min_rows)
+
+
+def _scaled_dot_product(
+    # [1, num_heads, num_rows, head_dim]
+    query: torch.Tensor,
+    # [1, num_kv_heads, num_keys, head_dim]
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    if softcap is None and sinks is None:
+        grouped = query.shape[1] != keys.shape[1]
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling, enable_gqa=grouped)
+    # Soft-capped scores (Gemma 2) and attention sinks (gpt-oss) have no SDPA kernel; the load-time probe judges this path.
+    repeats = query.shape[1] // keys.shape[1]
+    keys, values = keys.repeat_interleave(repeats, dim=1), values.repeat_interleave(repeats, dim=1)
+    scores = query @ keys.transpose(-1, -2) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = (scores + mask).float()
+    if sinks is not None:
+        column = sinks.float().view(1, -1, 1, 1).expand(1, -1, scores.shape[2], 1)
+        scores = torch.cat([scores, column], dim=-1)
+    weights = scores.softmax(dim=-1)[..., : keys.shape[2]].to(values.dtype)
+    return weights @ values
+
+
+def row_invariant_attention(
+    module: torch.nn.Module,
+    # [1, num_heads, num_rows, head_dim] and twice [1, num_kv_heads, num_rows, head_dim]
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    attention_plan: AttentionPlan | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """The function that AttentionInterface calls in every layer. Writes the layer's new keys and values to each request's cache."""
+    assert attention_plan is not None and isinstance(module.layer_idx, int)
+    plan, out = attention_plan, None
+    for segment, low, groups in plan.segments:
+        high = low + len(segment.token_ids)
+        keys, values = segment.kv.write(module.layer_idx, segment.start, key[0, :, low:high], value[0, :, low:high])
+        for group in groups:
+            last = group.low == 0 and len(groups) == len(plan.segments) == 1  # its padding is the pass's own
+            end = plan.num_rows if last else group.high
+            rows = query[:, :, group.low : end]
+            if rows.shape[2] < plan.min_rows:
+                rows = F.pad(rows, (0, 0, 0, plan.min_rows - rows.shape[2]))
+            mask = group.mask(rows.shape[2], sliding_window, query)
+            seen_keys, seen_values = keys[None, :, : group.num_keys], values[None, :, : group.num_keys]
+            result = _scaled_dot_product(rows, seen_keys, seen_values, mask, scaling, softcap, s_aux)
+            if last:
+                return result[:, :, : plan.num_rows].transpose(1, 2), None
+            if out is None:
+                out = result.new_zeros(1, plan.num_rows, result.shape[1], result.shape[3])
+            out[:, group.low : group.high] = result[:, :, : group.high - group.low].transpose(1, 2)
+    assert out is not None
+    return out, None
+
+
+def install() -> None:
+    """Makes the attention known to transformers by name; models choose it by `set_attn_implementation`."""
+    AttentionInterface.register(ATTENTION_NAME, row_invariant_attention)

@@ -1,0 +1,69 @@
+"""A transformers causal LM, unmodified, run over flat passes: rows of many requests side by side, each with its own cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from transformers import PreTrainedModel
+
+from forerun.models.attention import ATTENTION_NAME, AttentionPlan, Segment, install
+
+PREFILL_ROWS = 128  # prompts are cut at multiples of this, wherever they start
+
+
+class CausalModel:
+    """Runs segments and returns logits. `min_rows` pads a pass and each attention call; `max_rows` splits a pass."""
+
+    def __init__(self, model: PreTrainedModel, *, min_rows: int = 16, max_rows: int = PREFILL_ROWS) -> None:
+        install()
+        model.set_attn_implementation(ATTENTION_NAME)
+        self.model = model
+        self.min_rows = min_rows
+        self.max_rows = max_rows
+        self.device: torch.device = model.device
+        self.vocab_size: int = model.get_input_embeddings().num_embeddings  # type: ignore[union-attr,assignment]
+
+    def forward(self, segments: list[Segment]) -> torch.Tensor:
+        """Logits `[num_rows, vocab_size]` of every row of every segment, in order; keys and values go to the caches."""
+        parts = [self._logits(part, 0) for part in self._passes(segments)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def prefill(self, segment: Segment) -> None:
+        """Fills the cache with the segment's rows, cut at absolute positions; each cut is a pass of its own."""
+        done = 0
+        while done < len(segment.token_ids):
+            start = segment.start + done
+            count = min(PREFILL_ROWS - start % PREFILL_ROWS, len(segment.token_ids) - done)
+            self._logits([Segment(segment.kv, segment.token_ids[done : done + count], start)], 1)
+            done += count
+
+    def _passes(self, segments: list[Segment]) -> Iterator[list[Segment]]:
+        """Neighbouring segments, as many as fit `max_rows`; a longer segment is a pass of its own."""
+        part: list[Segment] = []
+        num_rows = 0
+        for segment in segments:
+            if part and num_rows + len(segment.token_ids) > self.max_rows:
+                yield part
+                part, num_rows = [], 0
+            part.append(segment)
+            num_rows += len(segment.token_ids)
+        yield part
+
+    def _logits(self, segments: list[Segment], logits_to_keep: int) -> torch.Tensor:
+        """One pass. Padding rows repeat the last token: they write to no cache and nobody reads them."""
+        token_ids = [token_id for segment in segments for token_id in segment.token_ids]
+        positions = [segment.start + row for segment in segments for row in range(len(segment.token_ids))]
+        num_rows = len(token_ids)
+        padding = max(0, self.min_rows - num_rows)
+        token_ids += token_ids[-1:] * padding
+        positions += positions[-1:] * padding
+        inputs = torch.tensor([token_ids, positions], dtype=torch.int64, device=self.device)
+        output = self.model(
+            input_ids=inputs[:1],
+            position_ids=inputs[1:],
+            use_cache=False,
+            logits_to_keep=logits_to_keep,
+            attention_plan=AttentionPlan.of(segments, num_rows + padding, self.min_rows),
+        )
+        return output.logits[0, :num_rows]  # type: ignore[no-any-return]

@@ -1,0 +1,127 @@
+"""Is a row's result the same alone and among others? Measured at load, on the kernels of this machine, never taken from a table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import transformers
+
+from forerun.kv_cache.contiguous import ContiguousSequence
+from forerun.models.attention import Segment
+from forerun.models.causal_model import CausalModel
+from forerun.models.linear import PackedLinear
+
+MIN_ROWS = (2, 4, 8, 16, 32)
+MAX_ROWS = 128
+DRAFT_ROWS = 8
+STARTS = (60, 507, 1019, 2043)  # each draft of 8 rows crosses a page or stands far out
+
+
+@dataclass(frozen=True, slots=True)
+class Exactness:
+    """`bitwise`: on == off holds bit for bit. `distribution`: each token has the target's law, but near ties may fall otherwise."""
+
+    kind: Literal["bitwise", "distribution"]
+    reason: str
+    min_rows: int
+    max_rows: int
+
+
+def establish(model: CausalModel, max_model_len: int, cache: Path | None = None) -> Exactness:
+    """The smallest padding under which rows do not know their neighbours; sets it on `model`. Remembered in `cache`."""
+    cache = cache_folder() if cache is None else cache
+    remembered = cache / f"exactness-{fingerprint(model, max_model_len)}.json"
+    found = _recall(remembered) or _probe(model, max_model_len)
+    model.min_rows, model.max_rows = found.min_rows, found.max_rows
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        remembered.write_text(json.dumps(asdict(found)))
+    except OSError:
+        pass  # a read-only home costs a probe at each load, nothing else
+    return found
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forerun"
+
+
+def fingerprint(model: CausalModel, max_model_len: int) -> str:
+    """Everything that chooses a kernel: versions, processor, threads, shapes, dtype, which layers are packed."""
+    packed = [name for name, module in model.model.named_modules() if isinstance(module, PackedLinear)]
+    facts = [
+        torch.__version__, transformers.__version__, _processor(), torch.get_num_threads(), str(model.model.dtype),
+        str(model.device), model.model.config.to_json_string(use_diff=False), packed, max_model_len, MIN_ROWS, STARTS,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+    except OSError:
+        return platform.processor()
+
+
+def _recall(path: Path) -> Exactness | None:
+    try:
+        return Exactness(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+@torch.inference_mode()
+def _probe(model: CausalModel, max_model_len: int) -> Exactness:
+    difference = ""
+    starts = [start for start in STARTS if start + DRAFT_ROWS <= max_model_len] or [max(0, max_model_len - DRAFT_ROWS)]
+    for min_rows in MIN_ROWS:
+        model.min_rows, model.max_rows = min_rows, MAX_ROWS
+        difference = next(filter(None, (_difference(model, start, max_model_len) for start in starts)), "")
+        if not difference:
+            reason = f"rows alone equal rows among others, bit for bit, with passes of {min_rows} rows or more"
+            return Exactness("bitwise", reason, min_rows, MAX_ROWS)
+    kind = type(model.model).__name__
+    reason = f"the kernels that {kind} runs in {model.model.dtype} give a row other bits among other rows ({difference})"
+    return Exactness("distribution", reason, MIN_ROWS[0], MAX_ROWS)
+
+
+def _difference(model: CausalModel, start: int, max_model_len: int) -> str:
+    """Decodes a few tokens one by one, as one draft, in pieces, and among many neighbours; says which first gave other bits."""
+    generator = torch.Generator().manual_seed(start)
+    token_ids = torch.randint(model.vocab_size, (DRAFT_ROWS,), generator=generator).tolist()
+    token_ids = token_ids[: max_model_len - start]
+
+    def sequence() -> ContiguousSequence:
+        """A context of noise: what stands in the cache does not matter, only that all runs meet the same."""
+        kv = ContiguousSequence(start + len(token_ids))
+        model.forward([Segment(kv, token_ids[:1], start)])
+        noise = torch.Generator().manual_seed(start + 1)
+        for held in kv.layers():
+            for tensor in held:
+                tensor.copy_(torch.randn(tensor.shape, generator=noise).to(tensor.dtype))
+        return kv
+
+    def rows(kv: ContiguousSequence, low: int, high: int) -> Segment:
+        return Segment(kv, token_ids[low:high], start + low)
+
+    size = len(token_ids)
+    alone_kv, pieces_kv = sequence(), sequence()
+    alone = torch.cat([model.forward([rows(alone_kv, row, row + 1)]) for row in range(size)])
+    if not torch.equal(model.forward([rows(sequence(), 0, size)]), alone):
+        return f"{size} rows from position {start}"
+    cuts = [0, min(3, size), size]
+    pieces = [model.forward([rows(pieces_kv, low, high)]) for low, high in zip(cuts, cuts[1:], strict=False) if low < high]
+    if not torch.equal(torch.cat(pieces), alone):
+        return f"drafts of 3 and {size - 3} rows from position {start}"
+    num_neighbours = MAX_ROWS // size if start == STARTS[0] else 3
+    crowd = model.forward([rows(sequence(), 0, size) for _ in range(num_neighbours)])
+    if any(not torch.equal(part, alone) for part in crowd.split(size)):
+        return f"{num_neighbours} requests of {size} rows from position {start}"
+    return ""

@@ -1,0 +1,130 @@
+"""From a hub id, a folder or a loaded model to a causal LM that forerun can run, or to an error that says why not."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from forerun.types import ModelLoadError
+
+BUNDLED = Path(__file__).parent.parent / "data"
+BUNDLED_TARGETS = {"forerun/default": BUNDLED / "default" / "target"}
+RECOMMENDED_DRAFTERS = {"forerun/default": BUNDLED / "default" / "drafter"}
+KNOWN_LAYER_TYPES = {"full_attention", "sliding_attention"}
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+def resolve_source(source: str | Path) -> str | Path:
+    """A bundled name or a path becomes a folder that exists; anything else is taken for a hub id."""
+    if str(source) in BUNDLED_TARGETS:
+        return BUNDLED_TARGETS[str(source)]
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    looks_like_path = isinstance(source, Path) or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1
+    if looks_like_path or path.exists():
+        raise ModelLoadError(f"model folder {str(source)!r} does not exist or is no folder: give a folder with config.json and *.safetensors, or a hub id")
+    return str(source)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{path} cannot be read ({error}): copy the model folder again") from error
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{path} holds no JSON object: copy the model folder again")
+    return content
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses, before anything is loaded, what would run foreign code or miss its weights."""
+    if not (folder / "config.json").is_file():
+        raise ModelLoadError(f"{folder} has no config.json: give the folder of a transformers model")
+    for name in ("config.json", "tokenizer_config.json"):
+        if (folder / name).is_file() and "auto_map" in _read_json(folder / name):
+            raise ModelLoadError(f"{folder / name} has an `auto_map`, which runs code from the model folder: forerun refuses it; use a class of transformers")
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+        if pickles:
+            raise ModelLoadError(f"{folder} holds only pickle weights ({', '.join(pickles[:3])}), which can run code: save the model again with `save_pretrained`, which writes safetensors")
+        raise ModelLoadError(f"{folder} has no *.safetensors: copy the model folder again")
+
+
+def load_model(source: str | Path, dtype: torch.dtype | None, device: str | torch.device) -> PreTrainedModel:
+    """Loads an unmodified transformers class with safetensors weights. Raises ModelLoadError naming the folder and the remedy."""
+    found = resolve_source(source)
+    if isinstance(found, Path):
+        check_folder(found)
+    try:
+        config = AutoConfig.from_pretrained(found, trust_remote_code=False)
+        check_config(config, str(source))
+        model, info = AutoModelForCausalLM.from_pretrained(
+            found, config=config, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except ModelLoadError:
+        raise
+    except Exception as error:  # transformers and safetensors raise many kinds; each ends up as one clear line
+        first_line = str(error).strip().split("\n")[0]
+        raise ModelLoadError(f"model {str(source)!r} cannot be loaded: {type(error).__name__}: {first_line}") from error
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ModelLoadError(f"model {str(source)!r} lacks weights ({missing}, ...), which would be random: copy the folder again")
+    return model.to(device).eval()
+
+
+def check_config(config: Any, name: str) -> None:
+    """Refuses by name what cannot be rolled back or is not decoder-only."""
+    kind = getattr(config, "model_type", type(config).__name__)
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelLoadError(f"{name!r} ({kind}) is an encoder-decoder: forerun runs decoder-only models")
+    unknown = sorted(set(getattr(text, "layer_types", None) or ()) - KNOWN_LAYER_TYPES)
+    if unknown:
+        raise ModelLoadError(f"{name!r} ({kind}) has layers of type {', '.join(unknown)}, whose state cannot be rolled back yet: choose a model with attention layers only")
+
+
+def check_class(model: PreTrainedModel, name: str) -> None:
+    """Refuses classes without a pluggable attention, or with state outside the KV cache."""
+    check_config(model.config, name)
+    kind = type(model).__name__
+    if getattr(model, "_is_stateful", False):
+        raise ModelLoadError(f"{name!r} ({kind}) keeps a recurrent state, which cannot be rolled back yet: choose a model with attention layers only")
+    if not getattr(model, "_supports_attention_backend", False):
+        raise ModelLoadError(f"{name!r} ({kind}) does not take its attention from transformers' AttentionInterface: choose a class that does (most since 2024)")
+    if model.get_output_embeddings() is None:
+        raise ModelLoadError(f"{name!r} ({kind}) has no language-model head: load it with AutoModelForCausalLM")
+
+
+def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The same modules and config anew, over the same weights: what is changed on the copy leaves the user's model alone."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors}).eval()
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside the model, or None where the folder has none."""
+    found = resolve_source(source)
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    if isinstance(found, Path) and not any((found / name).exists() for name in names):
+        return None
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
+    except Exception as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise ModelLoadError(f"the tokenizer of {str(source)!r} cannot be loaded: {type(error).__name__}: {first_line}") from error
+    return tokenizer
+
+
+def tokenizer_difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:
+    """None where both give every token id the same text; else the first difference, in words."""
+    left, right = ({i: t for t, i in tokenizer.get_vocab().items()} for tokenizer in (one, other))
+    for token_id in sorted(left.keys() | right.keys()):
+        if left.get(token_id) != right.get(token_id):
+            return f"token {token_id} is {left.get(token_id)!r} in one and {right.get(token_id)!r} in the other"
+    return None

@@ -1,0 +1,32 @@
+"""Does the model still say the same under forerun's attention? Compared once, at load, with the model as transformers runs it."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from forerun.kv_cache.contiguous import ContiguousSequence
+from forerun.models.attention import Segment
+from forerun.models.causal_model import CausalModel
+from forerun.types import ModelLoadError
+
+NUM_TOKENS = 40
+# Relative error of the logits (Frobenius). Rounding stays far below, a missing position bias or a wrong mask far above.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+@torch.inference_mode()
+def check_against_reference(model: PreTrainedModel) -> None:
+    """Raises ModelLoadError where forerun's attention does not reproduce this architecture. Leaves the model on that attention."""
+    vocab_size = model.get_input_embeddings().num_embeddings
+    token_ids = torch.randint(vocab_size, (NUM_TOKENS,), generator=torch.Generator().manual_seed(0))
+    expected = model(input_ids=token_ids[None].to(model.device), use_cache=False).logits[0].float()
+    found = CausalModel(model).forward([Segment(ContiguousSequence(NUM_TOKENS), token_ids.tolist(), 0)]).float()
+    if not torch.isfinite(expected).all():
+        return  # broken weights: each request will say so
+    error = ((found - expected).norm() / expected.norm()).item()
+    if not error <= TOLERANCE.get(model.dtype, 0.1):
+        raise ModelLoadError(
+            f"{type(model).__name__} gives other logits under forerun's attention (relative error {error:.2g}): "
+            "its attention does more than AttentionInterface shows; choose another model, and please report this class"
+        )

@@ -1,0 +1,71 @@
+"""Counter-based Gumbel noise: a pure function of (seed, position, token id).
+
+The 64-bit finaliser is SplitMix64's (Steele, Lea, Flood, OOPSLA 2014). Plain and speculative steps, drafters and the target
+all read the same numbers, so the target's token at a position is one function of the prefix, whoever asks.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_MASK_64 = 0xFFFFFFFFFFFFFFFF
+_KEPT_ROWS = 64  # a draft and its verification read the same few positions
+
+
+def mix64(value: int) -> int:
+    """SplitMix64's finaliser on one 64-bit integer."""
+    value = ((value ^ (value >> 30)) * _MIX_1) & _MASK_64
+    value = ((value ^ (value >> 27)) * _MIX_2) & _MASK_64
+    return value ^ (value >> 31)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _mix64_(values: torch.Tensor) -> torch.Tensor:
+    """The same finaliser on an int64 tensor, in place; the masks make the arithmetic shifts logical."""
+    values ^= (values >> 30) & ((1 << 34) - 1)
+    values *= _signed(_MIX_1)
+    values ^= (values >> 27) & ((1 << 37) - 1)
+    values *= _signed(_MIX_2)
+    values ^= (values >> 31) & ((1 << 33) - 1)
+    return values
+
+
+def derived_seed(seed: int, index: int) -> int:
+    """The seed of the `index`-th of `n` continuations; the first keeps the request's own."""
+    return seed if index == 0 else mix64(mix64(seed & _MASK_64) + index * _GOLDEN & _MASK_64) >> 1
+
+
+class GumbelNoise:
+    """Standard Gumbel noise rows of `[vocab_size]` float32, kept for the last few positions asked."""
+
+    def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
+        token_ids = torch.arange(1, vocab_size + 1, dtype=torch.int64, device=device)
+        self._token_keys = token_ids * _signed(_GOLDEN)
+        self._rows: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
+
+    def row(self, seed: int, position: int) -> torch.Tensor:
+        """Noise for the token at `position` (0 is the first token of the prompt). Read-only, `[vocab_size]`.
+
+        Always computed one row at a time, so that no vector tail can make a bit depend on what else was asked.
+        """
+        key = (seed, position)
+        if key in self._rows:
+            self._rows.move_to_end(key)
+            return self._rows[key]
+        stream = mix64((mix64(seed & _MASK_64) + position * _GOLDEN) & _MASK_64)
+        bits = _mix64_(self._token_keys + _signed(stream))
+        # 32 high bits -> uniform in (0, 1), finest near 0, where -log1p(-u) is smallest and the winner is decided
+        uniform = ((bits >> 32) & 0xFFFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-32).clamp_(max=1.0 - 2.0**-24)
+        noise = uniform.neg_().log1p_().neg_().log_().neg_()
+        self._rows[key] = noise
+        if len(self._rows) > _KEPT_ROWS:
+            self._rows.popitem(last=False)
+        return noise

@@ -1,0 +1,88 @@
+"""Asks the drafters, within each request's draft length."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+from forerun.config import EngineConfig
+from forerun.drafters.base import Drafter, DraftRequest
+from forerun.speculator.draft_length import DraftLength
+from forerun.types import TokenTree, Verified
+
+logger = logging.getLogger(__name__)
+
+COST_DECAY = 0.9
+
+
+class Speculator:
+    """One or more drafters, asked in order: a request takes the first draft that is not empty."""
+
+    def __init__(self, drafters: Sequence[Drafter], config: EngineConfig, vocab_size: int) -> None:
+        self.drafters = list(drafters)
+        self._config = config
+        self._vocab_size = vocab_size
+        self._lengths: dict[int, DraftLength] = {}
+        self._seconds_per_draft_token = 0.0
+        self._seconds_per_pass = 0.0
+        self._drafted: list[int] = []
+
+    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        """One draft a request. A drafter that raises drafts nothing, and is named in the log."""
+        trees = [TokenTree()] * len(requests)
+        budget = [self._budget(request) for request in requests]
+        began = time.perf_counter()
+        for drafter in self.drafters:
+            missing = [most if not tree else 0 for tree, most in zip(trees, budget, strict=True)]
+            if not any(missing):
+                break
+            try:
+                proposed = drafter.propose(requests, missing)
+            except Exception:
+                logger.exception("drafter %s failed; this step goes on without it", drafter.name)
+                continue
+            for index, most in enumerate(missing):
+                if most:
+                    trees[index] = self._valid(proposed[index], most)
+        self._drafted = [len(tree) for tree in trees]
+        if any(self._drafted):
+            longest = max(self._drafted)
+            self._seconds_per_draft_token = _blend(self._seconds_per_draft_token, (time.perf_counter() - began) / longest)
+        return trees
+
+    def _budget(self, request: DraftRequest) -> int:
+        """At most what `max_tokens` leaves beside the target's own token."""
+        asked = request.params.num_draft_tokens
+        asked = self._config.num_draft_tokens if asked is None else asked
+        left = request.params.max_tokens - len(request.output_token_ids) - 1
+        if not self.drafters or asked == 0 or left <= 0:
+            return 0
+        if asked != "auto":
+            return min(asked, left)
+        cost = self._seconds_per_draft_token / self._seconds_per_pass if self._seconds_per_pass else 0.1
+        length = self._lengths.setdefault(request.request_id, DraftLength())
+        return length.choose(cost, min(self._config.max_num_draft_tokens, left))
+
+    def _valid(self, tree: TokenTree, most: int) -> TokenTree:
+        """Drafts are guesses from anywhere: cut to the budget, and before the first id that is no token of the target."""
+        wrong = (node for node, token_id in enumerate(tree.token_ids) if not 0 <= token_id < self._vocab_size)
+        return tree.first(min(most, next(wrong, len(tree))))
+
+    def observe(self, requests: Sequence[DraftRequest], verified: Sequence[Verified], verify_seconds: float) -> None:
+        self._seconds_per_pass = _blend(self._seconds_per_pass, verify_seconds)
+        for request, drafted, kept in zip(requests, self._drafted, verified, strict=True):
+            if request.request_id in self._lengths:
+                self._lengths[request.request_id].learn(drafted, kept.num_accepted_tokens)
+        for drafter in self.drafters:
+            drafter.observe(requests, verified)
+
+    def free(self, request_ids: Sequence[int]) -> None:
+        for request_id in request_ids:
+            self._lengths.pop(request_id, None)
+        for drafter in self.drafters:
+            drafter.free(request_ids)
+
+
+def _blend(old: float, new: float) -> float:
+    return new if old == 0.0 else COST_DECAY * old + (1.0 - COST_DECAY) * new

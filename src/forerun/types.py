@@ -1,0 +1,225 @@
+"""What every layer speaks: drafts, verdicts, errors, results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+class ForerunError(Exception):
+    """Base of every error that forerun raises on purpose."""
+
+
+class InvalidInputError(ForerunError, ValueError):
+    """A value that cannot be honoured. The message names the field, the value and the remedy."""
+
+    def __init__(self, name: str, value: object, remedy: str) -> None:
+        self.field = name
+        shown = repr(value)
+        super().__init__(f"{name}={shown if len(shown) <= 80 else shown[:77] + '...'}: {remedy}")
+
+
+class ModelLoadError(ForerunError):
+    """A model folder, hub id or class that cannot be used; the message says why and what to do."""
+
+
+class RequestFailedError(ForerunError):
+    """One request broke while it ran (NaN logits, say); its neighbours went on."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTree:
+    """A draft: guesses for the next tokens of one request. An empty tree is plain decoding.
+
+    Node `i` carries `token_ids[i]`; `parents[i]` is an earlier node, or -1 for a child of the last known token.
+    `scores` are the drafter's probabilities (or empty): they decide what is worth verifying, never what is accepted.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    parents: tuple[int, ...] = ()
+    scores: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.token_ids) != len(self.parents):
+            raise InvalidInputError("TokenTree.parents", self.parents, f"give {len(self.token_ids)} parents, one a token")
+        if self.scores and len(self.scores) != len(self.token_ids):
+            raise InvalidInputError("TokenTree.scores", self.scores, "give one score a token, or none at all")
+        if any(not -1 <= parent < node for node, parent in enumerate(self.parents)):
+            raise InvalidInputError("TokenTree.parents", self.parents, "each parent must stand before its child, -1 is the root")
+
+    @classmethod
+    def chain(cls, token_ids: list[int] | tuple[int, ...], scores: list[float] | tuple[float, ...] = ()) -> TokenTree:
+        """A tree with one branch."""
+        return cls(tuple(token_ids), tuple(range(-1, len(token_ids) - 1)), tuple(scores))
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def is_chain(self) -> bool:
+        return self.parents == tuple(range(-1, len(self.parents) - 1))
+
+    def child(self, node: int, token_id: int) -> int | None:
+        """The child of `node` (-1: the root) that carries `token_id`, if one does."""
+        for candidate in range(node + 1, len(self.token_ids)):
+            if self.parents[candidate] == node and self.token_ids[candidate] == token_id:
+                return candidate
+        return None
+
+    def path_to(self, node: int) -> list[int]:
+        """Token ids from the root's child down to `node`; empty for the root."""
+        tokens: list[int] = []
+        while node >= 0:
+            tokens.append(self.token_ids[node])
+            node = self.parents[node]
+        return tokens[::-1]
+
+    def first(self, num_nodes: int) -> TokenTree:
+        """The first `num_nodes` nodes; always a tree, because parents stand before children."""
+        if num_nodes >= len(self):
+            return self
+        return TokenTree(self.token_ids[:num_nodes], self.parents[:num_nodes], self.scores[:num_nodes])
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities of the target before any processing: of the emitted token, and of the most likely ones."""
+
+    logprob: float
+    top: dict[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What one request keeps of one step: `path` are the accepted tree nodes, `token_ids` those tokens and the target's own."""
+
+    path: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    error: RequestFailedError | None = None
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        """Accepted draft tokens; the target's own token is not counted."""
+        return len(self.path)
+
+
+@dataclass(slots=True)
+class SpeculationStats:
+    """Figures of one request, or of many added up. Times in seconds, shared out by rows where requests ran together."""
+
+    num_target_passes: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_output_tokens: int = 0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    other_seconds: float = 0.0
+    accepted_per_position: list[int] = field(default_factory=list)
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens per target pass, the target's own included; 1.0 is plain decoding."""
+        return self.num_output_tokens / self.num_target_passes if self.num_target_passes else 0.0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the drafted tokens that were accepted."""
+        return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else 0.0
+
+    def count_accepted(self, num_accepted: int) -> None:
+        self.num_accepted_tokens += num_accepted
+        missing = num_accepted - len(self.accepted_per_position)
+        self.accepted_per_position.extend([0] * max(0, missing))
+        for position in range(num_accepted):
+            self.accepted_per_position[position] += 1
+
+    def add(self, other: SpeculationStats) -> None:
+        """Adds another request's figures to these."""
+        longer = max(len(self.accepted_per_position), len(other.accepted_per_position))
+        both = [stats.accepted_per_position + [0] * (longer - len(stats.accepted_per_position)) for stats in (self, other)]
+        self.accepted_per_position = [mine + theirs for mine, theirs in zip(*both, strict=True)]
+        for name in (
+            "num_target_passes", "num_draft_tokens", "num_accepted_tokens", "num_output_tokens",
+            "draft_seconds", "verify_seconds", "other_seconds",
+        ):  # fmt: skip
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "num_target_passes": self.num_target_passes,
+            "num_draft_tokens": self.num_draft_tokens,
+            "num_accepted_tokens": self.num_accepted_tokens,
+            "num_output_tokens": self.num_output_tokens,
+            "accepted_per_position": list(self.accepted_per_position),
+            "acceptance_length": round(self.acceptance_length, 4),
+            "acceptance_rate": round(self.acceptance_rate, 4),
+            "draft_seconds": round(self.draft_seconds, 6),
+            "verify_seconds": round(self.verify_seconds, 6),
+            "other_seconds": round(self.other_seconds, 6),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedToken:
+    """One token as it leaves the engine. `text` may be empty while a character or a stop string is incomplete."""
+
+    token_id: int
+    text: str
+    accepted: bool  # a drafter guessed it; False: the target's own
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One of the `n` continuations of a prompt."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    seed: int
+    stats: SpeculationStats
+    logprobs: list[TokenLogprobs] | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """A prompt and its continuations, or the error that ended it. Reading a result of a failed request raises that error."""
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    completions: list[CompletionOutput] = field(default_factory=list)
+    error: ForerunError | None = None
+
+    @property
+    def outputs(self) -> list[CompletionOutput]:
+        if self.error is not None:
+            raise self.error
+        return self.completions
+
+    @property
+    def text(self) -> str:
+        return self.outputs[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.outputs[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return "error" if self.error is not None else self.completions[0].finish_reason
+
+    @property
+    def seed(self) -> int:
+        return self.outputs[0].seed
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs] | None:
+        return self.outputs[0].logprobs
+
+    @property
+    def stats(self) -> SpeculationStats:
+        return self.outputs[0].stats
