@@ -1,6 +1,8 @@
 """forerun: speculative decoding for transformers models. The same tokens, sooner."""
 
+from forerun.candidates import CandidateVerification, verify_candidate_sequence
 from forerun.config import SamplingParams
+from forerun.custom_generate import generate
 from forerun.drafters import Drafter, DrafterContext, DraftRequest
 from forerun.llm import LLM
 from forerun.types import (
@@ -20,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "CandidateVerification",
     "CompletionOutput",
     "DraftRequest",
     "Drafter",
@@ -34,4 +37,6 @@ __all__ = [
     "StreamedToken",
     "TokenTree",
     "Verified",
+    "generate",
+    "verify_candidate_sequence",
 ]
