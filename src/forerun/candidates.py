@@ -74,7 +74,7 @@ def verify_candidate_sequence(
             raise RequestFailedError(f"the target's logits of row {row} are not finite: check the weights, or run the model in float32")
         row_seed = derived_seed(seed, row)
         own = [
-            draw(process(logits_row, params, known, guesses[:index], ()), noise and noise.row(row_seed, len(known) + index))
+            draw(process(logits_row, params, known, guesses[:index], ()), None if noise is None else noise.row(row_seed, len(known) + index))
             for index, logits_row in enumerate(rows)
         ]
         path, kept = walk(TokenTree.chain(guesses), lambda node, own=own: own[1 + node])  # type: ignore[misc]
@@ -92,7 +92,7 @@ def _rows_of(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> li
     if input_ids.dim() != 2 or input_ids.numel() == 0:
         raise InvalidInputError("input_ids", tuple(input_ids.shape), "give a tensor [batch, num_input_tokens] that is not empty")
     if attention_mask is None:
-        return input_ids.tolist()  # type: ignore[no-any-return]
+        return input_ids.tolist()
     if attention_mask.shape != input_ids.shape:
         raise InvalidInputError("attention_mask", tuple(attention_mask.shape), f"give the shape of input_ids, {tuple(input_ids.shape)}")
     rows = [ids[keep].tolist() for ids, keep in zip(input_ids, attention_mask.bool(), strict=True)]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -88,7 +88,7 @@ class LLM:
         elif given is not None:
             tokenizer = given
         elif isinstance(target, PreTrainedModel):
-            folder = Path(target.name_or_path)
+            folder = Path(target.name_or_path or "")
             tokenizer = load_tokenizer(folder) if target.name_or_path and folder.is_dir() else None
         else:
             tokenizer = load_tokenizer(target)
@@ -113,7 +113,7 @@ class LLM:
         for prompt, asked in zip(many, _as_params(params, len(many)), strict=True):
             outputs.append(self._submit(prompt, asked, pending))
         finished: dict[int, Request] = {}
-        with Progress(disable=not progress, transient=True) as bar:
+        with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
             task = bar.add_task("generating", total=len(pending))
             try:
                 while pending.keys() - finished.keys():
@@ -168,8 +168,8 @@ class LLM:
         if self.tokenizer is None or not self.tokenizer.chat_template:
             raise InvalidInputError("messages", "chat", "the target's tokenizer has no chat template: use generate with a prompt")
         single = bool(messages) and isinstance(messages[0], dict)
-        conversations = [messages] if single else messages
-        texts = [self.tokenizer.apply_chat_template(list(each), tokenize=False, add_generation_prompt=True) for each in conversations]
+        conversations = cast(list[list[dict[str, Any]]], [list(messages)] if single else [list(each) for each in messages])
+        texts = [str(self.tokenizer.apply_chat_template(each, tokenize=False, add_generation_prompt=True)) for each in conversations]
         # templates of most models write their own BOS; those that do not get the tokenizer's
         bos = self.tokenizer.bos_token or ""
         prompts = [self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids for text in texts]
@@ -221,7 +221,7 @@ def _collect(output: RequestOutput, request: Request) -> None:
 def _drafter_specs(drafter: Drafters | Literal["auto"], target: str | Path | PreTrainedModel) -> list[DrafterSpec]:
     if isinstance(drafter, str) and drafter == "auto":
         return [RECOMMENDED_DRAFTERS.get(str(target), "prompt_lookup")] if not isinstance(target, PreTrainedModel) else ["prompt_lookup"]
-    several = list(drafter) if isinstance(drafter, (list, tuple)) else [drafter]
+    several: list[Any] = list(drafter) if isinstance(drafter, (list, tuple)) else [drafter]
     return [spec for spec in several if spec is not None and not (isinstance(spec, str) and spec == "none")]
 
 
@@ -240,7 +240,8 @@ def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | 
     if eos is None and tokenizer is not None:
         eos = tokenizer.eos_token_id
     ids = eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]
-    return tuple(int(i) for i in ids if 0 <= int(i) < model.get_input_embeddings().num_embeddings)
+    num_embeddings = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    return tuple(int(i) for i in ids if 0 <= int(i) < num_embeddings)
 
 
 def total_stats(outputs: Sequence[RequestOutput]) -> SpeculationStats:

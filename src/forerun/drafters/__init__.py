@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import cast
 
 from transformers import PreTrainedModel
 
@@ -33,7 +34,8 @@ def create(spec: DrafterSpec, context: DrafterContext) -> Drafter:
     if isinstance(spec, PreTrainedModel):
         return DraftModel.load(spec, context)
     if not isinstance(spec, (str, Path)):
-        return spec if hasattr(spec, "propose") else spec(context)
+        # a class that drafts is a factory of drafters, not one
+        return cast(Drafter, spec) if hasattr(spec, "propose") and not isinstance(spec, type) else cast(DrafterFactory, spec)(context)
     name = str(spec)
     if name in REGISTRY:
         return REGISTRY[name](context)

@@ -107,7 +107,7 @@ class DraftModel:
     def _draw(self, requests: list[DraftRequest], drafts: list[list[int]], logits: torch.Tensor) -> list[int]:
         """The token that the drafter itself would emit, drawn with the noise that the target will use at that position."""
         if all(request.params.is_plain_argmax for request in requests):
-            return logits.argmax(dim=-1).tolist()  # type: ignore[no-any-return]
+            return logits.argmax(dim=-1).tolist()
         token_ids = []
         for request, draft, row in zip(requests, drafts, logits, strict=True):
             prefix = request.output_token_ids + draft

@@ -43,7 +43,7 @@ class Detokenizer:
         """What was still held back: a part of a stop string, or bytes that never became a character."""
         if self._tokenizer is None or self.matched_stop is not None:
             return ""
-        whole = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)
+        whole = str(self._tokenizer.decode(self._token_ids, skip_special_tokens=True))
         held, self._held = self._held, ""
         return self._release(held + whole[self._num_characters :])
 

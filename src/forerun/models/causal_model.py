@@ -22,7 +22,7 @@ class CausalModel:
         self.min_rows = min_rows
         self.max_rows = max_rows
         self.device: torch.device = model.device
-        self.vocab_size: int = model.get_input_embeddings().num_embeddings  # type: ignore[union-attr,assignment]
+        self.vocab_size: int = model.get_input_embeddings().num_embeddings  # type: ignore[assignment]
 
     def forward(self, segments: list[Segment]) -> torch.Tensor:
         """Logits `[num_rows, vocab_size]` of every row of every segment, in order; keys and values go to the caches."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -64,7 +64,7 @@ def load_model(source: str | Path, dtype: torch.dtype | None, device: str | torc
     try:
         config = AutoConfig.from_pretrained(found, trust_remote_code=False)
         check_config(config, str(source))
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             found, config=config, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except ModelLoadError:
@@ -72,10 +72,12 @@ def load_model(source: str | Path, dtype: torch.dtype | None, device: str | torc
     except Exception as error:  # transformers and safetensors raise many kinds; each ends up as one clear line
         first_line = str(error).strip().split("\n")[0]
         raise ModelLoadError(f"model {str(source)!r} cannot be loaded: {type(error).__name__}: {first_line}") from error
+    model, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelLoadError(f"model {str(source)!r} lacks weights ({missing}, ...), which would be random: copy the folder again")
-    return model.to(device).eval()
+    cast(Any, model).to(device).eval()  # transformers wraps `to`, which hides its signature
+    return model
 
 
 def check_config(config: Any, name: str) -> None:
@@ -104,7 +106,9 @@ def check_class(model: PreTrainedModel, name: str) -> None:
 def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
     """The same modules and config anew, over the same weights: what is changed on the copy leaves the user's model alone."""
     tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors}).eval()
+    copied = copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
+    copied.eval()
+    return copied
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:

@@ -18,7 +18,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 @torch.inference_mode()
 def check_against_reference(model: PreTrainedModel) -> None:
     """Raises ModelLoadError where forerun's attention does not reproduce this architecture. Leaves the model on that attention."""
-    vocab_size = model.get_input_embeddings().num_embeddings
+    vocab_size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
     token_ids = torch.randint(vocab_size, (NUM_TOKENS,), generator=torch.Generator().manual_seed(0))
     expected = model(input_ids=token_ids[None].to(model.device), use_cache=False).logits[0].float()
     found = CausalModel(model).forward([Segment(ContiguousSequence(NUM_TOKENS), token_ids.tolist(), 0)]).float()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from forerun.config import EngineConfig
 from forerun.drafters.base import Drafter, DraftRequest
@@ -39,12 +40,11 @@ class Speculator:
                 break
             try:
                 proposed = drafter.propose(requests, missing)
+                valid = [self._valid(tree, most) for tree, most in zip(proposed, missing, strict=True)]
             except Exception:
                 logger.exception("drafter %s failed; this step goes on without it", drafter.name)
                 continue
-            for index, most in enumerate(missing):
-                if most:
-                    trees[index] = self._valid(proposed[index], most)
+            trees = [ours or theirs for ours, theirs in zip(trees, valid, strict=True)]
         self._drafted = [len(tree) for tree in trees]
         if any(self._drafted):
             longest = max(self._drafted)
@@ -75,13 +75,21 @@ class Speculator:
             if request.request_id in self._lengths:
                 self._lengths[request.request_id].learn(drafted, kept.num_accepted_tokens)
         for drafter in self.drafters:
-            drafter.observe(requests, verified)
+            self._tell(drafter.name, partial(drafter.observe, requests, verified))
 
     def free(self, request_ids: Sequence[int]) -> None:
         for request_id in request_ids:
             self._lengths.pop(request_id, None)
         for drafter in self.drafters:
-            drafter.free(request_ids)
+            self._tell(drafter.name, partial(drafter.free, request_ids))
+
+    @staticmethod
+    def _tell(name: str, what: Callable[[], None]) -> None:
+        """A drafter that breaks on news costs its own guesses, never a request."""
+        try:
+            what()
+        except Exception:
+            logger.exception("drafter %s failed to take note", name)
 
 
 def _blend(old: float, new: float) -> float:
