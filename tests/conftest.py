@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from hypothesis import settings
+from tiny_models import make_drafter, make_model, make_tokenizer
+
+from forerun import LLM
+from forerun.models.loading import BUNDLED_TARGETS, RECOMMENDED_DRAFTERS
+
+SHARED_MODELS = Path(__file__).resolve().parents[2] / "shared" / "models"
+
+settings.register_profile("forerun", database=None, deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("forerun")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    # models this small only wait for each other on more threads; test_bits.py runs with the machine's own number
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield threads
+    torch.set_num_threads(threads)
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def llm_of(tokenizer) -> Callable[..., LLM]:
+    """An engine over the tiny Llama, one for each dtype and set of drafters; tests set its drafters and lengths per request."""
+    made: dict[tuple[str, str], LLM] = {}
+    drafters = {
+        "plain": lambda dtype: None,
+        "prompt_lookup": lambda dtype: "prompt_lookup",
+        "draft_model": make_drafter,
+        "chain": lambda dtype: ["prompt_lookup", make_drafter(dtype)],
+    }
+
+    def get(dtype: str = "fp32", drafter: str = "plain") -> LLM:
+        key = (dtype, drafter)
+        if key not in made:
+            made[key] = LLM(make_model("llama", dtype), drafters[drafter](dtype), tokenizer=tokenizer, max_num_seqs=3)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture
+def llm(llm_of) -> LLM:
+    """Plain until a test hands it a drafter with `with_drafters`."""
+    return llm_of("fp32", "plain")
+
+
+@pytest.fixture
+def with_drafters(llm, monkeypatch) -> Callable[..., LLM]:
+    """The float32 engine with these drafters, for one test."""
+
+    def use(*drafters) -> LLM:
+        monkeypatch.setattr(llm.engine.speculator, "drafters", list(drafters))
+        return llm
+
+    return use
+
+
+@pytest.fixture(scope="session")
+def bundled_pair() -> tuple[Path, Path]:
+    target, drafter = BUNDLED_TARGETS["forerun/default"], RECOMMENDED_DRAFTERS["forerun/default"]
+    if not (target / "config.json").is_file() or not (drafter / "config.json").is_file():
+        pytest.skip("the bundled pair is not in this checkout")
+    return target, drafter
+
+
+@pytest.fixture(scope="session")
+def tiny_stories() -> tuple[Path, Path]:
+    target, drafter = SHARED_MODELS / "TinyStories-656K", SHARED_MODELS / "TinyStories-draft-180K"
+    if not target.is_dir() or not drafter.is_dir():
+        pytest.skip(f"no models in {SHARED_MODELS}")
+    return target, drafter

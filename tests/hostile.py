@@ -1,0 +1,123 @@
+"""Drafters that help nobody, and one that is always right. None of them may change a token."""
+
+from __future__ import annotations
+
+import random
+
+from tiny_models import VOCAB_SIZE
+
+from forerun import TokenTree
+
+
+class FakeDrafter:
+    """Drafts what `guess` says, within the budget."""
+
+    name = "fake"
+
+    def propose(self, requests, budget):
+        return [TokenTree.chain(self.guess(request, most)[:most]) for request, most in zip(requests, budget, strict=True)]
+
+    def guess(self, request, most):
+        return []
+
+    def observe(self, requests, verified):
+        pass
+
+    def free(self, request_ids):
+        pass
+
+
+class Oracle(FakeDrafter):
+    """Replays known texts: for each prompt what the plain run wrote."""
+
+    name = "oracle"
+
+    def __init__(self, outputs: dict[tuple[int, ...], list[int]]) -> None:
+        self.outputs = outputs
+
+    @classmethod
+    def of(cls, results) -> Oracle:
+        return cls({tuple(result.prompt_token_ids): result.token_ids for result in results})
+
+    def guess(self, request, most):
+        return self.outputs[tuple(request.prompt_token_ids)][len(request.output_token_ids) :]
+
+
+class AlwaysWrong(Oracle):
+    name = "always_wrong"
+
+    def guess(self, request, most):
+        return [(token_id + 1) % VOCAB_SIZE for token_id in super().guess(request, most)]
+
+
+class RightThenWrong(Oracle):
+    """Two right tokens, then wrong ones: every block ends inside the draft."""
+
+    name = "right_then_wrong"
+
+    def guess(self, request, most):
+        right = super().guess(request, most)
+        return right[:2] + [(token_id + 1) % VOCAB_SIZE for token_id in right[2:]]
+
+
+class Random(FakeDrafter):
+    name = "random"
+
+    def guess(self, request, most):
+        chance = random.Random(len(request.token_ids))
+        return [chance.randrange(VOCAB_SIZE) for _ in range(most)]
+
+
+class Empty(FakeDrafter):
+    name = "empty"
+
+
+class OutOfVocabulary(Oracle):
+    """One right token, then ids that no row of the embedding has."""
+
+    name = "out_of_vocabulary"
+
+    def guess(self, request, most):
+        return super().guess(request, most)[:1] + [VOCAB_SIZE, -1, 10**12]
+
+
+class TooLong(Oracle):
+    """Ignores the budget."""
+
+    name = "too_long"
+
+    def propose(self, requests, budget):
+        return [TokenTree.chain(self.guess(request, most)) for request, most in zip(requests, budget, strict=True)]
+
+
+class Raises(FakeDrafter):
+    name = "raises"
+
+    def propose(self, requests, budget):
+        raise RuntimeError("no guess today")
+
+
+class RaisesLater(Oracle):
+    name = "raises_later"
+
+    def observe(self, requests, verified):
+        raise RuntimeError("did not look")
+
+    def free(self, request_ids):
+        raise RuntimeError("never lets go")
+
+
+class TooFew(FakeDrafter):
+    """Answers for fewer requests than it was asked about."""
+
+    name = "too_few"
+
+    def propose(self, requests, budget):
+        return []
+
+
+class NoTrees(FakeDrafter):
+    name = "no_trees"
+
+    def propose(self, requests, budget):
+        return [None] * len(requests)
