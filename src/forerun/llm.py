@@ -62,7 +62,7 @@ class LLM:
         noise = GumbelNoise(causal.vocab_size, causal.device)
         eos = _eos_token_ids(model, self.tokenizer)
         context = DrafterContext(causal.vocab_size, self.max_model_len, eos, noise, causal.device, model.dtype, self.tokenizer)
-        drafters = [create(spec, context) for spec in _drafter_specs(drafter, target)]
+        drafters = [create(spec, context) for spec in drafter_specs(drafter, target)]
         self.drafter_names = [made.name for made in drafters]
         self.engine = LLMEngine(causal, drafters, noise, config, self.tokenizer, eos, self.max_model_len)
 
@@ -218,7 +218,8 @@ def _collect(output: RequestOutput, request: Request) -> None:
     )
 
 
-def _drafter_specs(drafter: Drafters | Literal["auto"], target: str | Path | PreTrainedModel) -> list[DrafterSpec]:
+def drafter_specs(drafter: Drafters | Literal["auto"], target: str | Path | PreTrainedModel) -> list[DrafterSpec]:
+    """What `drafter` stands for beside this target: no drafters for "none", the recommended one for "auto"."""
     if isinstance(drafter, str) and drafter == "auto":
         return [RECOMMENDED_DRAFTERS.get(str(target), "prompt_lookup")] if not isinstance(target, PreTrainedModel) else ["prompt_lookup"]
     several: list[Any] = list(drafter) if isinstance(drafter, (list, tuple)) else [drafter]

@@ -51,6 +51,11 @@ class DraftModel:
         self._cache = ContiguousCache()
         self._sequences: dict[int, _Sequence] = {}
 
+    @property
+    def model(self) -> CausalModel:
+        """The model that drafts, for whoever measures it."""
+        return self._model
+
     @classmethod
     def load(cls, source: str | PreTrainedModel, context: DrafterContext) -> DraftModel:
         """From a folder, a hub id or a loaded model. Raises ModelLoadError where its tokenizer differs from the target's."""
