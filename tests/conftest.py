@@ -24,7 +24,7 @@ settings.load_profile("forerun")
 def own_cache(tmp_path_factory: pytest.TempPathFactory):
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    # models this small only wait for each other on more threads; test_bits.py runs with the machine's own number
+    # models this small only wait for each other on more threads, so one; test_bits.py also takes the machine's own number
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield threads

@@ -16,7 +16,6 @@ import transformers
 from forerun.kv_cache.contiguous import ContiguousSequence
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
-from forerun.models.linear import PackedLinear
 
 MIN_ROWS = (2, 4, 8, 16, 32)
 MAX_ROWS = 128
@@ -53,11 +52,11 @@ def cache_folder() -> Path:
 
 
 def fingerprint(model: CausalModel, max_model_len: int) -> str:
-    """Everything that chooses a kernel: versions, processor, threads, shapes, dtype, which layers are packed."""
-    packed = [name for name, module in model.model.named_modules() if isinstance(module, PackedLinear)]
+    """Everything that chooses a kernel: versions, processor, threads, shapes, dtype, each layer's class and whether it is packed."""
+    kinds = {name: f"{type(module).__module__}.{type(module).__qualname__}" for name, module in model.model.named_modules()}
     facts = [
         torch.__version__, transformers.__version__, _processor(), torch.get_num_threads(), str(model.model.dtype),
-        str(model.device), model.model.config.to_json_string(use_diff=False), packed, max_model_len, MIN_ROWS, STARTS,
+        str(model.device), model.model.config.to_json_string(use_diff=False), kinds, max_model_len, MIN_ROWS, STARTS,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
 

@@ -1,0 +1,82 @@
+"""The probe at load: it finds what is not invariant, and remembers what it found."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import make_model
+
+from forerun import LLM
+from forerun.models import exactness
+from forerun.models.causal_model import CausalModel
+
+
+class KnowsItsNeighbours(torch.nn.Module):
+    """A planted fault: each row also hears the mean of all rows."""
+
+    def __init__(self, inner: torch.nn.Module, share: float) -> None:
+        super().__init__()
+        self.inner = inner
+        self.share = share
+
+    def forward(self, x):
+        return self.inner(x) + self.share * x.mean(dim=1, keepdim=True)
+
+
+def planted(share):
+    model = make_model("llama", "fp32")
+    model.model.layers[1].mlp = KnowsItsNeighbours(model.model.layers[1].mlp, share)
+    return model
+
+
+def test_a_layer_that_mixes_rows_is_found(tmp_path):
+    found = exactness.establish(CausalModel(planted(1e-4)), 512, tmp_path)
+    assert found.kind == "distribution"
+    assert "LlamaForCausalLM" in found.reason
+
+
+def test_the_same_layer_without_the_fault_is_bitwise(tmp_path):
+    assert exactness.establish(CausalModel(planted(0.0)), 512, tmp_path).kind == "bitwise"
+
+
+def test_what_is_remembered_of_a_class_says_nothing_of_a_changed_one(tmp_path):
+    """Same config, other code: the planted layer must not inherit the verdict of the sound model."""
+    exactness.establish(CausalModel(make_model("llama", "fp32")), 512, tmp_path)
+    assert exactness.establish(CausalModel(planted(1e-4)), 512, tmp_path).kind == "distribution"
+
+
+def test_the_verdict_is_remembered(tmp_path, monkeypatch):
+    first = exactness.establish(CausalModel(make_model("llama", "fp32")), 512, tmp_path)
+    monkeypatch.setattr(exactness, "_probe", lambda *_: pytest.fail("probed again"))
+    assert exactness.establish(CausalModel(make_model("llama", "fp32")), 512, tmp_path) == first
+
+
+def test_a_broken_memory_is_probed_again(tmp_path):
+    first = exactness.establish(CausalModel(make_model("llama", "fp32")), 512, tmp_path)
+    (remembered,) = tmp_path.glob("exactness-*.json")
+    remembered.write_text('{"kind": ')
+    assert exactness.establish(CausalModel(make_model("llama", "fp32")), 512, tmp_path) == first
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert exactness.establish(CausalModel(make_model("llama", "fp32")), 512, tmp_path / "file" / "cache").kind == "bitwise"
+
+
+def test_the_padding_found_is_set_on_the_model(tmp_path):
+    model = CausalModel(make_model("llama", "bf16"))
+    found = exactness.establish(model, 512, tmp_path)
+    assert (model.min_rows, model.max_rows) == (found.min_rows, found.max_rows)
+
+
+@pytest.mark.parametrize("max_model_len", [2, 9, 64, 100])
+def test_short_contexts_are_probed_within_themselves(tmp_path, max_model_len):
+    assert exactness.establish(CausalModel(make_model("llama", "bf16")), max_model_len, tmp_path).kind == "bitwise"
+
+
+def test_the_users_model_is_left_as_it_was():
+    model = make_model("llama", "fp32")
+    before = (model.config._attn_implementation, [type(module) for module in model.modules()], model.lm_head.weight.clone())
+    LLM(model, None)
+    assert (model.config._attn_implementation, [type(module) for module in model.modules()]) == before[:2]
+    assert torch.equal(model.lm_head.weight, before[2])
