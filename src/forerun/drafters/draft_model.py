@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from transformers import PreTrainedModel
@@ -18,6 +19,8 @@ from forerun.sampling.processors import process
 from forerun.sampling.sampler import draw
 from forerun.types import ModelLoadError, TokenTree, Verified
 
+CAPTURED_ROWS = 8  # a draft step has one row a request, its first one or two
+
 
 @dataclass(slots=True)
 class _Sequence:
@@ -29,7 +32,8 @@ class _Sequence:
 
     def rewind(self, token_ids: list[int]) -> None:
         """Drops what the target did not keep: everything past the common prefix."""
-        same = min(self.num_known, self.kv.num_tokens)  # a pass that failed midway wrote fewer
+        # a pass that failed midway wrote fewer; a step that is tried again brings no new token, and still needs a row
+        same = min(self.num_known, self.kv.num_tokens, len(token_ids) - 1)
         limit = min(len(self.cached), len(token_ids) - 1)
         while same < limit and self.cached[same] == token_ids[same]:
             same += 1
@@ -45,7 +49,7 @@ class DraftModel:
         self.name = name
         self._context = context
         pack_where_faster(model)
-        self._model = CausalModel(model, min_rows=1)
+        self._model = CausalModel(model, min_rows=1, capture_rows=CAPTURED_ROWS)
         self._vocab_size = min(self._model.vocab_size, context.vocab_size)
         self._max_len = min(context.max_model_len, getattr(model.config, "max_position_embeddings", context.max_model_len))
         self._cache = ContiguousCache()
@@ -77,8 +81,8 @@ class DraftModel:
         active = [index for index, limit in enumerate(limits) if limit > 0]
         segments = [self._catch_up(requests[index]) for index in active]
         while active:
-            rows = torch.tensor([len(segment.token_ids) for segment in segments]).cumsum(0) - 1
-            logits = self._model.forward(segments)[rows, : self._vocab_size]
+            last_rows = list(accumulate(len(segment.token_ids) for segment in segments))
+            logits = self._model.forward(segments)[[row - 1 for row in last_rows], : self._vocab_size]
             for segment in segments:
                 segment.kv.advance(len(segment.token_ids))
             for index, token_id in zip(active, self._draw([requests[i] for i in active], [drafts[i] for i in active], logits), strict=True):

@@ -79,6 +79,56 @@ class AttentionPlan:
             low += len(segment.token_ids)
         return cls(planned, num_rows, min_rows)
 
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Writes the layer's new keys and values to each request's cache; returns `[1, num_rows, num_heads, head_dim]`."""
+        if self._is_single:
+            segment, _, (group,) = self.segments[0]
+            high = len(segment.token_ids)
+            keys, values = segment.kv.write(layer, segment.start, key[0, :, :high], value[0, :, :high])
+            return self._attend_group(group, query, keys, values, scaling, window, softcap, sinks)[:, : self.num_rows]
+        out = query.new_zeros(1, self.num_rows, query.shape[1], value.shape[3])
+        for segment, low, groups in self.segments:
+            high = low + len(segment.token_ids)
+            keys, values = segment.kv.write(layer, segment.start, key[0, :, low:high], value[0, :, low:high])
+            for group in groups:
+                rows = query[:, :, group.low : group.high]
+                result = self._attend_group(group, rows, keys, values, scaling, window, softcap, sinks)
+                out[:, group.low : group.high] = result[:, : group.high - group.low]
+        return out
+
+    @property
+    def _is_single(self) -> bool:
+        """One group of one request: the pass's padding rows serve as the group's."""
+        return len(self.segments) == 1 and len(self.segments[0][2]) == 1
+
+    def _attend_group(
+        self,
+        group: _Group,
+        rows: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """`[1, at least min_rows, num_heads, head_dim]`."""
+        if rows.shape[2] < self.min_rows:
+            rows = F.pad(rows, (0, 0, 0, self.min_rows - rows.shape[2]))
+        mask = group.mask(rows.shape[2], window, rows)
+        seen = (keys[None, :, : group.num_keys], values[None, :, : group.num_keys])
+        return _scaled_dot_product(rows, *seen, mask, scaling, softcap, sinks).transpose(1, 2)
+
 
 def _scaled_dot_product(
     # [1, num_heads, num_rows, head_dim]
@@ -122,28 +172,9 @@ def row_invariant_attention(
     attention_plan: AttentionPlan | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The function that AttentionInterface calls in every layer. Writes the layer's new keys and values to each request's cache."""
+    """The function that AttentionInterface calls in every layer; the pass's plan does the work."""
     assert attention_plan is not None and isinstance(module.layer_idx, int)
-    plan, out = attention_plan, None
-    for segment, low, groups in plan.segments:
-        high = low + len(segment.token_ids)
-        keys, values = segment.kv.write(module.layer_idx, segment.start, key[0, :, low:high], value[0, :, low:high])
-        for group in groups:
-            last = group.low == 0 and len(groups) == len(plan.segments) == 1  # its padding is the pass's own
-            end = plan.num_rows if last else group.high
-            rows = query[:, :, group.low : end]
-            if rows.shape[2] < plan.min_rows:
-                rows = F.pad(rows, (0, 0, 0, plan.min_rows - rows.shape[2]))
-            mask = group.mask(rows.shape[2], sliding_window, query)
-            seen_keys, seen_values = keys[None, :, : group.num_keys], values[None, :, : group.num_keys]
-            result = _scaled_dot_product(rows, seen_keys, seen_values, mask, scaling, softcap, s_aux)
-            if last:
-                return result[:, :, : plan.num_rows].transpose(1, 2), None
-            if out is None:
-                out = result.new_zeros(1, plan.num_rows, result.shape[1], result.shape[3])
-            out[:, group.low : group.high] = result[:, :, : group.high - group.low].transpose(1, 2)
-    assert out is not None
-    return out, None
+    return attention_plan.attend(module.layer_idx, query, key, value, scaling, sliding_window, softcap, s_aux), None
 
 
 def install() -> None:

@@ -8,19 +8,25 @@ import torch
 from transformers import PreTrainedModel
 
 from forerun.models.attention import ATTENTION_NAME, AttentionPlan, Segment, install
+from forerun.models.capture import CapturedForward, capture
 
 PREFILL_ROWS = 128  # prompts are cut at multiples of this, wherever they start
 
 
 class CausalModel:
-    """Runs segments and returns logits. `min_rows` pads a pass and each attention call; `max_rows` splits a pass."""
+    """Runs segments and returns logits.
 
-    def __init__(self, model: PreTrainedModel, *, min_rows: int = 16, max_rows: int = PREFILL_ROWS) -> None:
+    `min_rows` pads a pass and each attention call; `max_rows` splits a pass; passes of up to `capture_rows` rows are captured.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, min_rows: int = 16, max_rows: int = PREFILL_ROWS, capture_rows: int = 0) -> None:
         install()
         model.set_attn_implementation(ATTENTION_NAME)
         self.model = model
         self.min_rows = min_rows
         self.max_rows = max_rows
+        self._capture_rows = capture_rows
+        self._captured: dict[int, CapturedForward | None] = {}
         self.device: torch.device = model.device
         self.vocab_size: int = model.get_input_embeddings().num_embeddings  # type: ignore[assignment]
 
@@ -59,11 +65,20 @@ class CausalModel:
         token_ids += token_ids[-1:] * padding
         positions += positions[-1:] * padding
         inputs = torch.tensor([token_ids, positions], dtype=torch.int64, device=self.device)
+        plan = AttentionPlan.of(segments, num_rows + padding, self.min_rows)
+        captured = self._captured_forward(num_rows + padding) if logits_to_keep == 0 else None
+        if captured is not None:
+            return captured(inputs[:1], inputs[1:], plan)[0, :num_rows]
         output = self.model(
-            input_ids=inputs[:1],
-            position_ids=inputs[1:],
-            use_cache=False,
-            logits_to_keep=logits_to_keep,
-            attention_plan=AttentionPlan.of(segments, num_rows + padding, self.min_rows),
+            input_ids=inputs[:1], position_ids=inputs[1:], use_cache=False, logits_to_keep=logits_to_keep, attention_plan=plan
         )
         return output.logits[0, :num_rows]  # type: ignore[no-any-return]
+
+    def _captured_forward(self, num_rows: int) -> CapturedForward | None:
+        """Captured the first time that a number of rows comes up, up to `capture_rows`."""
+        if num_rows > self._capture_rows:
+            return None
+        if num_rows not in self._captured:
+            with torch.inference_mode(False):
+                self._captured[num_rows] = capture(self.model, num_rows)
+        return self._captured[num_rows]
