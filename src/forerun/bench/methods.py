@@ -1,0 +1,176 @@
+"""The ways of generating that are compared. Each writes exactly `max_tokens` tokens a prompt."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from forerun.bench.machine import synchronise
+from forerun.config import NumDraftTokens, SamplingParams
+from forerun.llm import LLM, total_stats
+from forerun.models.loading import resolve_source
+from forerun.types import InvalidInputError, SpeculationStats
+
+PLAIN = "plain"
+SPECULATIVE = "speculative"
+FIXED = "speculative-"  # followed by the number of draft tokens
+TRANSFORMERS = "transformers"
+ASSISTED = "transformers-assisted"  # its own settings
+ASSISTED_CONSTANT = "transformers-assisted-5"  # five draft tokens, constant
+LOOKUP = "transformers-lookup"
+DEFAULT_METHODS = (PLAIN, SPECULATIVE, FIXED + "4", TRANSFORMERS, ASSISTED, ASSISTED_CONSTANT, LOOKUP)
+LOOKUP_TOKENS = 10  # the value in transformers' own documentation
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Prompts to complete together."""
+
+    prompts: list[list[int]]  # token ids
+    temperature: float
+    seed: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One job done by one method."""
+
+    seconds: float
+    token_ids: list[list[int]]
+    num_target_passes: int  # summed over the prompts
+    stats: SpeculationStats | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.token_ids))
+
+
+class Method(Protocol):
+    """A way of generating, ready to run."""
+
+    name: str
+    max_batch_size: int | None
+
+    def run(self, job: Job) -> Run: ...
+
+
+class Forerun:
+    """Our engine, with a draft length: 0 is plain decoding."""
+
+    max_batch_size: int | None = None
+
+    def __init__(self, name: str, llm: LLM, num_draft_tokens: NumDraftTokens) -> None:
+        self.name = name
+        self._llm = llm
+        self._num_draft_tokens = num_draft_tokens
+
+    def run(self, job: Job) -> Run:
+        params = SamplingParams(
+            temperature=job.temperature, max_tokens=job.max_tokens, seed=job.seed, ignore_eos=True, num_draft_tokens=self._num_draft_tokens
+        )
+        began = time.perf_counter()
+        outputs = self._llm.generate(job.prompts, params)
+        seconds = time.perf_counter() - began
+        stats = total_stats(outputs)
+        return Run(seconds, [output.token_ids for output in outputs], stats.num_target_passes, stats)
+
+
+class Transformers:
+    """`generate` of the unmodified model; the keyword arguments choose how it speculates."""
+
+    def __init__(self, name: str, model: PreTrainedModel, assistant: PreTrainedModel | None = None, **arguments: Any) -> None:
+        self.name = name
+        speculates = assistant is not None or "prompt_lookup_num_tokens" in arguments
+        self.max_batch_size = 1 if speculates else None
+        self._model = model
+        self._assistant = assistant
+        self._arguments = arguments
+        self._assistant_config = None if assistant is None else _assistant_config(assistant, arguments.pop("num_assistant_tokens", None))
+        self._num_passes = 0
+
+    def run(self, job: Job) -> Run:
+        arguments = dict(self._arguments)
+        if self._assistant is not None:
+            # generate() writes what it has learnt into this config: each run starts from the same one
+            self._assistant.generation_config = copy.deepcopy(self._assistant_config or GenerationConfig())
+            arguments["assistant_model"] = self._assistant
+        sampling = {"do_sample": True, "temperature": job.temperature, "top_k": 0, "top_p": 1.0} if job.temperature > 0 else {"do_sample": False}
+        pad = self._model.generation_config.pad_token_id if self._model.generation_config is not None else None
+        longest = max(map(len, job.prompts))
+        ids = torch.tensor([[pad or 0] * (longest - len(prompt)) + prompt for prompt in job.prompts], device=self._model.device)
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in job.prompts], device=self._model.device)
+        torch.manual_seed(job.seed)
+        self._num_passes = 0
+        counter = self._model.register_forward_hook(self._count)
+        synchronise(self._model.device)
+        began = time.perf_counter()
+        output: Any = self._model.generate(  # type: ignore[operator]
+            ids, attention_mask=mask, max_new_tokens=job.max_tokens, min_new_tokens=job.max_tokens, pad_token_id=pad or 0, **sampling, **arguments
+        )
+        synchronise(self._model.device)
+        seconds = time.perf_counter() - began
+        counter.remove()
+        return Run(seconds, output[:, longest:].tolist(), self._num_passes * len(job.prompts))
+
+    def _count(self, *_: Any) -> None:
+        self._num_passes += 1
+
+
+def _assistant_config(assistant: PreTrainedModel, num_tokens: int | None) -> GenerationConfig:
+    config = copy.deepcopy(assistant.generation_config) or GenerationConfig()
+    if num_tokens is not None:
+        config.num_assistant_tokens = num_tokens
+        config.num_assistant_tokens_schedule = "constant"
+    return config
+
+
+def load_original(source: str, like: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model as transformers runs it, with SDPA."""
+    model: Any = AutoModelForCausalLM.from_pretrained(resolve_source(source), dtype=like, attn_implementation="sdpa", use_safetensors=True)
+    original: PreTrainedModel = model.to(device).eval()
+    return original
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises InvalidInputError for a method that does not exist."""
+    for name in names:
+        fixed = name.removeprefix(FIXED)
+        if name not in DEFAULT_METHODS and not (name.startswith(FIXED) and fixed.isdigit() and 1 <= int(fixed) <= 64):
+            raise InvalidInputError("method", name, f"give one of {', '.join(DEFAULT_METHODS)}, or {FIXED}K for K draft tokens")
+
+
+def build(names: Sequence[str], llm: LLM, target: str, draft_model: str | None) -> tuple[list[Method], dict[str, str]]:
+    """The methods, and why those that cannot run here were left out."""
+    check_names(names)
+    own = llm.engine.model_runner.model
+    methods: list[Method] = []
+    skipped: dict[str, str] = {}
+    original = load_original(target, own.model.dtype, own.device) if any(name.startswith(TRANSFORMERS) for name in names) else None
+    assisted = any(name in (ASSISTED, ASSISTED_CONSTANT) for name in names)
+    assistant = load_original(draft_model, own.model.dtype, own.device) if assisted and draft_model is not None else None
+    for name in names:
+        if name == PLAIN:
+            methods.append(Forerun(name, llm, 0))
+        elif name.startswith(SPECULATIVE) and not llm.drafter_names:
+            skipped[name] = "no drafter was given"
+        elif name == SPECULATIVE:
+            methods.append(Forerun(name, llm, "auto"))
+        elif name.startswith(FIXED):
+            methods.append(Forerun(name, llm, int(name.removeprefix(FIXED))))
+        elif original is not None and name == TRANSFORMERS:
+            methods.append(Transformers(name, original))
+        elif original is not None and name == LOOKUP:
+            methods.append(Transformers(name, original, prompt_lookup_num_tokens=LOOKUP_TOKENS))
+        elif original is not None and assistant is not None:
+            arguments = {"num_assistant_tokens": 5} if name == ASSISTED_CONSTANT else {}
+            methods.append(Transformers(name, original, assistant, **arguments))
+        else:
+            skipped[name] = "the drafter is no model"
+    return methods, skipped

@@ -1,0 +1,109 @@
+"""Where a step's time goes beside the models: the two ratios that say whether there is something left to take away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from forerun.bench.machine import synchronise
+from forerun.config import SamplingParams
+from forerun.drafters.draft_model import DraftModel
+from forerun.llm import LLM
+from forerun.models.attention import Segment
+from forerun.models.linear import PackedLinear
+
+REPETITIONS = 100
+WARM_UP = 10
+DRAFT_TOKENS = 4
+
+
+def profile(llm: LLM, prompt_token_ids: list[int], repetitions: int = REPETITIONS) -> dict[str, Any]:
+    """Overhead of plain steps, and of drafting a token where a draft model is at hand. Medians over alternating repetitions."""
+    room = llm.max_model_len - len(prompt_token_ids) - DRAFT_TOKENS
+    repetitions = max(1, min(repetitions, room - WARM_UP))
+    found: dict[str, Any] = {"repetitions": repetitions}
+    for name, temperature in (("step", 0.0), ("sampled_step", 1.0)):
+        found[name] = _step_overhead(llm, prompt_token_ids, temperature, repetitions)
+    drafter = next((each for each in llm.engine.speculator.drafters if isinstance(each, DraftModel)), None)
+    if drafter is not None:
+        found["draft"] = _draft_overhead(llm, drafter, prompt_token_ids, repetitions)
+    return found
+
+
+def _params(temperature: float, max_tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=0, ignore_eos=True, num_draft_tokens=0)
+
+
+@torch.inference_mode()
+def _step_overhead(llm: LLM, prompt: list[int], temperature: float, repetitions: int) -> dict[str, float]:
+    """A plain decoding step against the bare forward of the same row; both at every position, one after the other."""
+    engine = llm.engine
+    request_id = engine.add_request(prompt, _params(temperature, repetitions + WARM_UP))
+    steps, forwards = [], []
+    try:
+        for _ in range(WARM_UP):
+            engine.step()
+        request = next(each for each in engine.scheduler.running if each.request_id == request_id)
+        kv = engine.kv_cache.sequence(request_id)
+        for _ in range(repetitions):
+            # writes the same keys and values that the step then writes again
+            row = Segment(kv, request.token_ids[-1:], kv.num_tokens)
+            forwards.append(_seconds(partial(engine.model_runner.model.forward, [row]), llm))
+            steps.append(_seconds(engine.step, llm))
+    finally:
+        engine.abort(request_id)
+    step, forward = median(steps), median(forwards)
+    return {"step_seconds": step, "forward_seconds": forward, "overhead_share": (step - forward) / step}
+
+
+@torch.inference_mode()
+def _draft_overhead(llm: LLM, drafter: DraftModel, prompt: list[int], repetitions: int) -> dict[str, float]:
+    """Drafting a token against the drafter's matrix products alone, each layer on one row."""
+    engine = llm.engine
+    layers = _linear_layers(drafter.model.model)
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(1, _in_features(layer), generator=generator).to(drafter.model.device, drafter.model.model.dtype) for layer in layers]
+
+    def products() -> None:
+        for layer, row in zip(layers, rows, strict=True):
+            layer(row)
+
+    request_id = engine.add_request(prompt, _params(0.0, WARM_UP + DRAFT_TOKENS))
+    drafts, matrices = [], []
+    try:
+        for _ in range(2):  # the prompt, and one token that no cache holds
+            engine.step()
+        running = [each for each in engine.scheduler.running if each.request_id == request_id]
+        for repetition in range(WARM_UP + repetitions):
+            drafted = _seconds(lambda: drafter.propose(running, [DRAFT_TOKENS]), llm) / DRAFT_TOKENS
+            multiplied = _seconds(products, llm)
+            if repetition >= WARM_UP:
+                drafts.append(drafted)
+                matrices.append(multiplied)
+    finally:
+        engine.abort(request_id)
+    draft, matrix = median(drafts), median(matrices)
+    return {"token_seconds": draft, "matrix_product_seconds": matrix, "ratio": draft / matrix, "num_linear_layers": len(layers)}
+
+
+def _linear_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    return [module for module in model.modules() if isinstance(module, (torch.nn.Linear, PackedLinear, Conv1D))]
+
+
+def _in_features(layer: torch.nn.Module) -> int:
+    return int(layer.weight.shape[0] if isinstance(layer, Conv1D) else layer.in_features)  # type: ignore[arg-type]
+
+
+def _seconds(work: Callable[[], object], llm: LLM) -> float:
+    device = llm.engine.model_runner.model.device
+    synchronise(device)
+    began = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - began
