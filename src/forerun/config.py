@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -54,9 +56,9 @@ class SamplingParams:
     num_draft_tokens: NumDraftTokens | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        object.__setattr__(self, "logit_bias", {int(token): float(bias) for token, bias in self.logit_bias.items()})
+        self._normalise("stop", lambda value: (value,) if isinstance(value, str) else tuple(value or ()), "give strings that are not empty")
+        self._normalise("stop_token_ids", lambda value: tuple(map(operator.index, value or ())), "give token ids")
+        self._normalise("logit_bias", lambda value: {int(i): float(bias) for i, bias in (value or {}).items()}, "give token ids with numbers")
         self._check_number("temperature", 0.0, math.inf, "give a number of 0 or more; 0 is greedy")
         self._check_number("top_p", 0.0, 1.0, "give a share over 0 and up to 1; 1 is off", open_low=True)
         self._check_number("min_p", 0.0, 1.0, "give a share from 0 to 1; 0 is off")
@@ -80,6 +82,12 @@ class SamplingParams:
             raise InvalidInputError("logit_bias", self.logit_bias, "give finite additions")
         if self.num_draft_tokens is not None:
             check_num_draft_tokens(self.num_draft_tokens)
+
+    def _normalise(self, name: str, convert: Callable[[Any], Any], remedy: str) -> None:
+        try:
+            object.__setattr__(self, name, convert(getattr(self, name)))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InvalidInputError(name, getattr(self, name), remedy) from error
 
     def _check_number(self, name: str, low: float, high: float, remedy: str, open_low: bool = False) -> None:
         value = getattr(self, name)
