@@ -33,7 +33,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises InvalidInputError naming the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 inside a string
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError("prompts", str(path), f"cannot be read ({error}): give a file of JSON lines") from error
     prompts = [_prompt(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
