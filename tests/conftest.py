@@ -88,3 +88,13 @@ def tiny_stories() -> tuple[Path, Path]:
     if not target.is_dir() or not drafter.is_dir():
         pytest.skip(f"no models in {SHARED_MODELS}")
     return target, drafter
+
+
+@pytest.fixture(scope="session")
+def saved_pair(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> tuple[Path, Path]:
+    """The tiny Llama and its disturbed copy as model folders, each with the tokenizer."""
+    folders = tmp_path_factory.mktemp("target"), tmp_path_factory.mktemp("drafter")
+    for folder, model in zip(folders, (make_model("llama", "fp32"), make_drafter("fp32")), strict=True):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folders

@@ -51,10 +51,10 @@ def _row(line: str, where: str, defaults: SamplingParams) -> PromptRow:
     labels = {name: given[name] for name in LABELS if name in given}
     own = {name: value for name, value in given.items() if name in SAMPLING_FIELDS}
     unknown = sorted(given.keys() - SAMPLING_FIELDS - {"prompt", *LABELS})
-    if not isinstance(prompt, str):
-        problem = "give a JSON string, or an object with a text `prompt`"
-    elif unknown:
+    if unknown:
         problem = f"unknown field `{unknown[0]}`: give prompt, {', '.join(LABELS)} or one of {', '.join(sorted(SAMPLING_FIELDS))}"
+    elif not isinstance(prompt, str):
+        problem = "give a JSON string, or an object with a text `prompt`"
     else:
         try:
             return PromptRow(prompt, replace(defaults, **own), labels, where)

@@ -1,0 +1,143 @@
+"""The benchmark harness: what it reports. Nothing here looks at a clock."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from forerun.bench import BenchConfig, Prompt, bundled_prompts, read_prompts, run_benchmark, spread
+from forerun.bench.methods import DEFAULT_METHODS, Run
+from forerun.bench.report import notes, summarise, table
+from forerun.types import InvalidInputError, SpeculationStats
+
+NUM_TOKENS = 6
+PROMPTS = [Prompt("a", "", "to be or not"), Prompt("b", "", "that is the question"), Prompt("c", "", "once more")]
+
+
+@pytest.fixture(scope="module")
+def report(saved_pair):
+    target, drafter = saved_pair
+    seen = []
+    config = BenchConfig(str(target), str(drafter), max_tokens=NUM_TOKENS, batch_sizes=(1, 2), rounds=2, command="forerun bench")
+    found = run_benchmark(config, PROMPTS, lambda done, total, what: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1] > 0
+    return found
+
+
+def test_a_report_says_what_was_measured_on_what(report):
+    assert json.loads(json.dumps(report)) == report
+    assert report["command"] == "forerun bench" and report["prompts"] == ["a", "b", "c"] and report["max_tokens"] == NUM_TOKENS
+    assert {"cpu", "cores", "threads", "memory_gib"} <= set(report["hardware"])
+    assert {"torch", "transformers", "forerun"} <= set(report["versions"])
+    assert report["target"]["num_parameters"] == report["drafters"][0]["num_parameters"] > 0
+    assert report["dtype"] == "float32" and report["date"] and report["exactness"]["kind"] in ("bitwise", "distribution")
+
+
+def test_every_setting_has_every_method(report):
+    assert [(each["batch_size"], each["temperature"]) for each in report["results"]] == [(1, 0.0), (1, 1.0), (2, 0.0), (2, 1.0)]
+    for result in report["results"][:2]:
+        assert set(result["methods"]) == set(DEFAULT_METHODS)
+    for result in report["results"][2:]:
+        assert set(result["methods"]) == {"plain", "speculative", "speculative-4", "transformers"}
+    assert "transformers-lookup, batch 2" in report["skipped"]
+
+
+def test_figures_of_a_method(report):
+    for result in report["results"]:
+        for name, found in result["methods"].items():
+            assert found["num_tokens"] == len(PROMPTS) * NUM_TOKENS
+            assert found["tokens_per_second"]["min"] <= found["tokens_per_second"]["median"] <= found["tokens_per_second"]["max"]
+            assert 1.0 <= found["acceptance_length"] <= NUM_TOKENS and found["speedup_vs_plain"]["median"] > 0
+            if not name.startswith("transformers"):
+                assert found["identical_to_plain"] == found["total"] == 2 * len(PROMPTS)
+                assert sum(found["time_share"].values()) == pytest.approx(1.0, abs=1e-3)
+        assert result["methods"]["plain"]["acceptance_length"] == 1.0
+        assert result["methods"]["plain"]["speedup_vs_plain"]["median"] == 1.0
+        assert "plain / transformers" in result["ratios"]
+
+
+def test_the_profile_covers_steps_and_drafts(report):
+    for name in ("step", "sampled_step"):
+        found = report["profile"][name]
+        assert found["overhead_share"] == pytest.approx(1 - found["forward_seconds"] / found["step_seconds"])
+    draft = report["profile"]["draft"]
+    assert draft["num_linear_layers"] == 15  # seven in each of two layers, and the head
+    assert draft["ratio"] == pytest.approx(draft["token_seconds"] / draft["matrix_product_seconds"])
+
+
+def test_people_get_a_table_and_notes(report):
+    for result in report["results"]:
+        assert table(result).row_count == len(result["methods"])
+    lines = notes(report)
+    assert any("plain / transformers" in line for line in lines) and any("drafting one token" in line for line in lines)
+
+
+def test_methods_that_cannot_run_are_named_with_the_reason(saved_pair):
+    names = ("plain", "speculative", "transformers-assisted")
+    config = BenchConfig(str(saved_pair[0]), "none", methods=names, max_tokens=2, temperatures=(0.0,), profile=False)
+    found = run_benchmark(config, PROMPTS[:1])
+    assert found["skipped"] == {"speculative": "no drafter was given", "transformers-assisted": "the drafter is no model"}
+    assert found["drafters"] == [] and found["profile"] is None
+
+
+def test_prompts_that_leave_no_room_are_refused(saved_pair):
+    config = BenchConfig(str(saved_pair[0]), "none", methods=("plain",), max_tokens=510)
+    with pytest.raises(InvalidInputError, match="context of 512"):
+        run_benchmark(config, PROMPTS)
+
+
+@pytest.mark.parametrize("wrong", [{"methods": ("speculative-0",)}, {"methods": ("speculative-x",)}, {"batch_sizes": (0,)}, {"rounds": 0}, {"max_tokens": 0}])
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(InvalidInputError):
+        BenchConfig(**wrong)
+
+
+def test_medians_count_the_middle_round_and_the_middle_job():
+    def run(seconds: float, token_id: int = 1) -> Run:
+        return Run(seconds, [[token_id] * 10], 5, SpeculationStats(draft_seconds=1.0, verify_seconds=2.0, other_seconds=1.0))
+
+    plain = [[run(1.0), run(9.0), run(2.0)], [run(4.0), run(5.0), run(5.0)]]
+    ours = [[run(1.0), run(1.0), run(1.0)], [run(1.0), run(1.0), run(1.0, token_id=2)]]
+    found = summarise({"plain": plain, "speculative": ours})["methods"]
+    assert found["plain"]["tokens_per_second_by_job"] == [5.0, 2.0]
+    assert found["speculative"]["speedup_vs_plain"] == {"median": 3.5, "min": 2.0, "max": 5.0}
+    assert found["speculative"]["acceptance_length"] == 2.0
+    assert (found["speculative"]["identical_to_plain"], found["speculative"]["total"]) == (5, 6)
+    assert found["speculative"]["time_share"] == {"draft": 0.25, "verify": 0.5, "other": 0.25}
+
+
+def test_bundled_prompts_are_twenty_of_four_kinds():
+    prompts = bundled_prompts()
+    assert Counter(prompt.category for prompt in prompts) == {"python": 8, "tldr": 5, "word_problem": 4, "proposal": 3}
+    assert len({prompt.id for prompt in prompts}) == len({prompt.text for prompt in prompts}) == 20
+    assert len({prompt.category for prompt in prompts[:8]}) == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ('"a"', "a"),
+        ('{"prompt": "a"}', "a"),
+        ('{"task_id": "HumanEval/0", "prompt": "a"}', "a"),
+        ('{"question_id": 81, "category": "writing", "turns": ["a", "b"]}', "a"),
+        ('{"question": "a?", "answer": "b"}', "Question: a?\nAnswer:"),
+    ],
+)
+def test_benchmark_files_are_read_as_published(tmp_path, line, text):
+    (tmp_path / "file.jsonl").write_text(line + "\n")
+    assert [prompt.text for prompt in read_prompts(tmp_path / "file.jsonl")] == [text]
+
+
+@pytest.mark.parametrize("content", ['"a"\n{"x": 1}', '"a"\n{', '"a"\n""', '"a"\n{"turns": []}'])
+def test_a_bad_line_of_a_benchmark_file_is_named(tmp_path, content):
+    (tmp_path / "file.jsonl").write_text(content)
+    with pytest.raises(InvalidInputError, match="file.jsonl line 2"):
+        read_prompts(tmp_path / "file.jsonl")
+
+
+def test_spread_takes_some_of_each_part():
+    prompts = [Prompt(str(index), "", "x") for index in range(10)]
+    assert [prompt.id for prompt in spread(prompts, 4)] == ["0", "2", "5", "7"]
+    assert spread(prompts, 99) == prompts
