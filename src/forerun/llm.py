@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from forerun.config import EngineConfig, NumDraftTokens, SamplingParams, resolve_dtype
+from forerun.config import EngineConfig, NumDraftTokens, SamplingParams, resolve_device, resolve_dtype
 from forerun.drafters import DrafterContext, DrafterSpec, create
 from forerun.engine.llm_engine import LLMEngine
 from forerun.engine.request import Request
@@ -69,13 +70,13 @@ class LLM:
     @staticmethod
     def _load_target(target: str | Path | PreTrainedModel, dtype: torch.dtype | None, device: str | torch.device | None) -> PreTrainedModel:
         if not isinstance(target, PreTrainedModel):
-            model = load_model(target, dtype, device or "cpu")
+            model = load_model(target, dtype, resolve_device(device))
             check_class(model, str(target))
             return model
         check_class(target, "target")
         if dtype is not None and dtype != target.dtype:
             raise InvalidInputError("dtype", dtype, f"the loaded model is {target.dtype}: leave dtype out, or convert the model first")
-        if device is not None and torch.device(device).type != target.device.type:
+        if device is not None and resolve_device(device).type != target.device.type:
             raise InvalidInputError("device", device, f"the loaded model is on {target.device}: leave device out, or move the model first")
         return shared_copy(target)
 
@@ -177,7 +178,10 @@ class LLM:
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
-            return [int(token_id) for token_id in prompt]
+            try:
+                return [operator.index(token_id) for token_id in prompt]
+            except TypeError as error:
+                raise InvalidInputError("prompt", prompt, "give text, or token ids as whole numbers") from error
         if not prompt:
             raise InvalidInputError("prompt", prompt, "give some text, or token ids")
         if self.tokenizer is None:
@@ -197,6 +201,9 @@ def _as_params(params: SamplingParams | Sequence[SamplingParams] | None, count: 
         return [params or SamplingParams()] * count
     if len(params) != count:
         raise InvalidInputError("params", f"{len(params)} of them", f"give one SamplingParams for all prompts, or {count}, one a prompt")
+    wrong = [each for each in params if not isinstance(each, SamplingParams)]
+    if wrong:
+        raise InvalidInputError("params", wrong[0], "give SamplingParams(...)")
     return list(params)
 
 
