@@ -11,10 +11,11 @@ import platform
 import shutil
 from pathlib import Path
 
-import forerun
 import numpy as np
-from forerun.llm import total_stats
 from rich.progress import track
+
+import forerun
+from forerun.llm import total_stats
 
 CARD = """---
 license: apache-2.0
