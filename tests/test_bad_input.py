@@ -24,6 +24,9 @@ BAD_REQUESTS = {
     "max_tokens past the context": ([5] * 10, SamplingParams(max_tokens=CONTEXT), f"max_tokens={CONTEXT}: ask for at most {CONTEXT - 10}"),
     "id past the vocabulary": ([5, VOCAB_SIZE], PARAMS, f"token id={VOCAB_SIZE}: give ids from 0 to {VOCAB_SIZE - 1}"),
     "negative id": ([5, -1], PARAMS, "token id=-1: give ids from 0"),
+    "text among token ids": (["a", "b"], PARAMS, r"prompt=\['a', 'b'\]: give text, or token ids as whole numbers"),
+    "half a token": ([1.5, 2], PARAMS, r"prompt=\[1.5, 2\]: give text, or token ids as whole numbers"),
+    "no prompt at all": (None, PARAMS, "prompt=None: give text, or token ids"),
     "bias on no token": ([5], SamplingParams(logit_bias={VOCAB_SIZE: 1.0}), f"token id={VOCAB_SIZE}"),
     "stop token that is none": ([5], SamplingParams(stop_token_ids=(-5,)), "token id=-5"),
     "more logprobs than tokens": ([5], SamplingParams(logprobs=VOCAB_SIZE + 1), f"logprobs={VOCAB_SIZE + 1}: ask for at most {VOCAB_SIZE}"),
@@ -56,6 +59,11 @@ def test_no_prompts_no_results(llm_of):
 def test_params_must_match_the_prompts(llm_of):
     with pytest.raises(InvalidInputError, match="params='2 of them': give one SamplingParams for all prompts, or 3"):
         llm_of("fp32", "plain").generate([GOOD] * 3, [PARAMS] * 2)
+
+
+def test_params_as_a_dictionary_are_refused(llm_of):
+    with pytest.raises(InvalidInputError, match=r"params='temperature': give SamplingParams\(...\)"):
+        llm_of("fp32", "plain").generate(GOOD, {"temperature": 0.0})
 
 
 def test_text_without_a_tokenizer_is_refused():

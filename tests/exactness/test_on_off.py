@@ -6,14 +6,19 @@ from dataclasses import replace
 
 import hostile
 import pytest
+import torch
+from tiny_models import VOCAB_SIZE, make_model
 
-from forerun import SamplingParams
+from forerun import LLM, SamplingParams
+from forerun.sampling.noise import GumbelNoise
+from forerun.sampling.processors import process
+from forerun.sampling.sampler import draw
 
 LENGTHS = [1, 2, 3, 4, 5, 6, 7, 8, "auto"]
 TEMPERATURES = {
-    "greedy": SamplingParams(temperature=0.0, seed=11, max_tokens=24, ignore_eos=True),
-    "t0.8_top_p": SamplingParams(temperature=0.8, top_p=0.9, seed=12, max_tokens=24, ignore_eos=True),
-    "t1": SamplingParams(temperature=1.0, seed=13, max_tokens=24, ignore_eos=True),
+    "greedy": SamplingParams(temperature=0.0, seed=11, max_tokens=20, ignore_eos=True),
+    "t0.8_top_p": SamplingParams(temperature=0.8, top_p=0.9, seed=12, max_tokens=20, ignore_eos=True),
+    "t1": SamplingParams(temperature=1.0, seed=13, max_tokens=20, ignore_eos=True),
 }
 # Three tokens to choose from: the text repeats itself, so that prompt lookup is right now and then.
 FEW_WORDS = {"logit_bias": {40: 90.0, 41: 90.0, 42: 90.0}}
@@ -36,6 +41,19 @@ def plain(llm_of):
         return known[key]
 
     return run
+
+
+@temperatures
+@pytest.mark.parametrize("extra", [{}, {"frequency_penalty": 0.6, "repetition_penalty": 1.4, **FEW_WORDS}], ids=["bare", "penalties"])
+def test_plain_is_the_definition(llm_of, plain, tokenizer, temperature, extra):
+    """transformers' own forward of the whole text, one token at a time, then `process` and `draw`: the law that the rest is held to."""
+    params = replace(TEMPERATURES[temperature], **extra)
+    model, noise = make_model("llama", "fp32"), GumbelNoise(VOCAB_SIZE)
+    prompt, output = tokenizer(PROMPT).input_ids, []
+    for position in range(len(prompt), len(prompt) + params.max_tokens):
+        row = process(model(input_ids=torch.tensor([[*prompt, *output]])).logits[0, -1], params, prompt, output, ())
+        output.append(draw(row, None if params.is_greedy else noise.row(params.seed, position)))
+    assert plain("fp32", params) == output
 
 
 @dtypes
@@ -150,8 +168,6 @@ def test_a_wrong_draft_is_never_accepted(llm_of, plain_one_by_one, monkeypatch):
 
 @pytest.mark.parametrize("length", [4, "auto"])
 def test_tiny_stories_pair(tiny_stories, length):
-    from forerun import LLM
-
     target, drafter = tiny_stories
     prompts = ["Once upon a time, there was a little dog named", "One day, Lily went to the"]
     params = [SamplingParams(temperature=0.0, max_tokens=40), SamplingParams(temperature=1.0, seed=5, max_tokens=40)]
@@ -161,8 +177,6 @@ def test_tiny_stories_pair(tiny_stories, length):
 
 
 def test_bundled_pair(bundled_pair):
-    from forerun import LLM
-
     params = [SamplingParams(temperature=0.0, max_tokens=40), SamplingParams(temperature=1.0, seed=5, max_tokens=40)]
     prompts = ["def read_lines(path):\n", "class Queue:\n"]
     plain = LLM("forerun/default", None).generate(prompts, params)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 from forerun.config import EngineConfig
 from forerun.drafters.base import Drafter, DraftRequest
@@ -75,21 +74,21 @@ class Speculator:
             if request.request_id in self._lengths:
                 self._lengths[request.request_id].learn(drafted, kept.num_accepted_tokens)
         for drafter in self.drafters:
-            self._tell(drafter.name, partial(drafter.observe, requests, verified))
+            self._tell(drafter, "observe", requests, verified)
 
     def free(self, request_ids: Sequence[int]) -> None:
         for request_id in request_ids:
             self._lengths.pop(request_id, None)
         for drafter in self.drafters:
-            self._tell(drafter.name, partial(drafter.free, request_ids))
+            self._tell(drafter, "free", request_ids)
 
     @staticmethod
-    def _tell(name: str, what: Callable[[], None]) -> None:
+    def _tell(drafter: Drafter, method: str, *news: object) -> None:
         """A drafter that breaks on news costs its own guesses, never a request."""
         try:
-            what()
+            getattr(drafter, method)(*news)
         except Exception:
-            logger.exception("drafter %s failed to take note", name)
+            logger.exception("drafter %s failed in %s", drafter.name, method)
 
 
 def _blend(old: float, new: float) -> float:
