@@ -158,6 +158,11 @@ def test_drafters_lists_names():
     assert "prompt_lookup" in json.loads(run("drafters", "--json").stdout)["names"]
 
 
+@pytest.mark.parametrize(("max_tokens", "expected"), [("0", "max_tokens=0"), ("99999", "max_tokens=99999")])
+def test_demo_refuses_lengths_that_cannot_be(pair_options, max_tokens, expected):
+    assert expected in error_line(run("demo", *pair_options, "--max-tokens", max_tokens, "--json"), 2)
+
+
 def test_demo_prints_one_object(pair_options):
     result = run("demo", *pair_options, "--max-tokens", "6", "--json")
     assert result.exit_code == 0 and result.stderr == ""

@@ -72,18 +72,18 @@ def _identical(jobs: Sequence[Sequence[Run]], plain: Sequence[Sequence[Run]]) ->
 
 def table(result: Mapping[str, Any]) -> Table:
     """One setting (temperature and batch size) for people."""
-    title = f"temperature {result['temperature']:g}, batch {result['batch_size']} (draft, verify, other: per cent of the time)"
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE, padding=0)
+    title = f"temperature {result['temperature']:g}, batch {result['batch_size']} (tokens a pass; draft/verify/other in % of the time)"
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 0))
     shown.add_column("method", no_wrap=True)
-    for heading in ("tokens/s", "min-max", "vs plain", "tokens\na pass", "identical", "d / v / o"):
+    for heading in ("tokens/s", "min-max", "vs plain", "a pass", "identical", "d/v/o"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for name, found in result["methods"].items():
         speed = found["tokens_per_second"]
         speedup = f"{found['speedup_vs_plain']['median']:.2f}x" if "speedup_vs_plain" in found else ""
         identical = f"{found['identical_to_plain']}/{found['total']}" if "identical_to_plain" in found else ""
-        shares = " / ".join(f"{100 * share:.0f}" for share in found["time_share"].values()) if "time_share" in found else ""
+        shares = "/".join(f"{100 * share:.0f}" for share in found["time_share"].values()) if "time_share" in found else ""
         shown.add_row(
-            name, f"{speed['median']:.1f}", f"{speed['min']:.1f}-{speed['max']:.1f}", speedup, f"{found['acceptance_length']:.2f}", identical, shares
+            name, f"{speed['median']:.1f}", f"{speed['min']:.0f}-{speed['max']:.0f}", speedup, f"{found['acceptance_length']:.2f}", identical, shares
         )
     return shown
 

@@ -40,8 +40,8 @@ def bench(
     with one_line_errors():
         if num_prompts < 1:
             raise InvalidInputError("num_prompts", num_prompts, "give a whole number of 1 or more")
-        if output is not None and not output.parent.is_dir():
-            raise InvalidInputError("output", str(output), "its folder does not exist: make it first")
+        if output is not None and (output.is_dir() or not output.parent.is_dir()):
+            raise InvalidInputError("output", str(output), "give a file in a folder that exists")
         config = BenchConfig(
             target=target,
             drafter=drafter_argument(drafter),
@@ -56,10 +56,10 @@ def bench(
             command=shlex.join(["forerun", *sys.argv[1:]]),
         )
         chosen = spread(bundled_prompts() if prompts is None else read_prompts(prompts), num_prompts)
-        with progress_bar(shows_progress(json_output), "loading") as bar:
+        with progress_bar(shows_progress(json_output), "loading", animated=False) as bar:  # a drawing thread would stand in the figures
 
             def advance(done: int, total: int, what: str) -> None:
-                bar.update(bar.task_ids[0], completed=done, total=total if done else None, description=what)
+                bar.update(bar.task_ids[0], completed=done, total=total if done else None, description=what, refresh=True)
 
             report = run_benchmark(config, chosen, advance)
     if output is not None:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from forerun.types import ForerunError
+from forerun.types import ForerunError, RequestFailedError
 
 FAILED = 1  # something asked for did not come out
 REFUSED = 2  # nothing ran
@@ -43,7 +43,7 @@ def one_line_errors() -> Iterator[None]:
         yield
     except ForerunError as error:
         complain(error)
-        raise typer.Exit(REFUSED) from error
+        raise typer.Exit(FAILED if isinstance(error, RequestFailedError) else REFUSED) from error
 
 
 def shows_progress(json_output: bool) -> bool:
@@ -52,9 +52,9 @@ def shows_progress(json_output: bool) -> bool:
 
 
 @contextmanager
-def progress_bar(shown: bool, description: str) -> Iterator[Progress]:
-    """A bar on stderr with one task; it runs to and fro until it gets a total."""
+def progress_bar(shown: bool, description: str, *, animated: bool = True) -> Iterator[Progress]:
+    """A bar on stderr with one task; it runs to and fro until it gets a total. Not `animated`: it is drawn at updates only."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True, auto_refresh=animated) as bar:
         bar.add_task(description, total=None)
         yield bar
