@@ -140,3 +140,9 @@ def test_bad_engine_settings(given, message):
 def test_an_unknown_engine_setting_is_named():
     with pytest.raises(TypeError, match="max_seqs"):
         LLM(make_model("llama", "fp32"), max_seqs=4)
+
+
+@pytest.mark.parametrize("prompts", [5, None, torch.tensor([1, 2])])
+def test_prompts_of_another_type_are_named(llm, prompts):
+    with pytest.raises(InvalidInputError, match="prompts"):
+        llm.generate(prompts)

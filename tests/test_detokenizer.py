@@ -6,6 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import EOS, make_tokenizer
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from forerun.engine.detokenizer import Detokenizer
 
@@ -14,7 +17,7 @@ TOKENIZER = make_tokenizer()
 
 def fed(text, stop=(), min_tokens=0):
     """Pieces released by each token, then the rest, and the detokenizer."""
-    detokenizer = Detokenizer(TOKENIZER, stop, min_tokens)
+    detokenizer = Detokenizer(TOKENIZER, [], stop, min_tokens)
     pieces = []
     for token_id in text if isinstance(text, list) else TOKENIZER(text).input_ids:
         pieces.append(detokenizer.feed(token_id))
@@ -101,7 +104,7 @@ def test_the_text_ends_before_the_first_stop_that_is_complete(text, stops):
 
 
 def test_without_a_tokenizer_there_is_no_text():
-    detokenizer = Detokenizer(None, (), 0)
+    detokenizer = Detokenizer(None, [], (), 0)
     assert detokenizer.feed(5) == detokenizer.finish() == detokenizer.text == ""
 
 
@@ -110,8 +113,16 @@ def test_the_tokenizers_own_clean_up_does_not_shift_the_end(clean_up):
     """Llama 3's tokenizer asks for it, and it would shorten " ." to "."."""
     tokenizer = make_tokenizer()
     tokenizer.clean_up_tokenization_spaces = clean_up
-    detokenizer = Detokenizer(tokenizer, ("!?",), 0)
+    detokenizer = Detokenizer(tokenizer, [], ("!?",), 0)
     for token_id in tokenizer("a . b , c !").input_ids:
         detokenizer.feed(token_id)
     detokenizer.finish()
     assert detokenizer.text == "a . b , c !"
+
+
+def test_the_first_word_keeps_its_space_behind_a_prompt():
+    """A decoder of the Llama 2 kind drops the space of a text's first word."""
+    pieces = Tokenizer(BPE(vocab={"▁Lily": 0, "▁ran": 1, "!": 2}, merges=[]))
+    pieces.decoder = decoders.Metaspace()
+    detokenizer = Detokenizer(PreTrainedTokenizerFast(tokenizer_object=pieces), [0], (), 0)
+    assert detokenizer.feed(1) + detokenizer.feed(2) + detokenizer.finish() == " ran!"

@@ -45,7 +45,7 @@ def main() -> None:
         return sum(loss_of(part).item() for part in ids.split(32)) / len(ids.split(32))
 
     def shape_of(progress: float) -> tuple[int, int]:
-        length = 256 if progress < 0.85 else 1024  # long windows are slow here: only the end sees them
+        length = 256 if progress < 0.93 else 1024  # long windows are slow here: only the end sees them
         return args.tokens_per_step // length, length
 
     clock = Clock(args.minutes)

@@ -110,7 +110,7 @@ def train(model, stream, loss_of, opts, clock, *, checkpoint: Path, shape_of, he
             bar.update(task, completed=clock.progress, description=f"{clock.tokens / 1e6:.2f}M tokens, loss {loss.item():.3f}")
             if clock.steps % 20 == 0:
                 print(f"step {clock.steps} tokens {clock.tokens} loss {loss.item():.4f} minutes {clock.spent / 60:.1f}", flush=True)
-            if clock.steps % 100 == 0 or clock.progress >= 1.0:
+            if clock.steps % 50 == 0 or clock.progress >= 1.0:
                 print(f"step {clock.steps} held-out {held_out():.4f}", flush=True)
                 save(checkpoint, model, opts, clock)
 

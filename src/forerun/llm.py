@@ -109,22 +109,21 @@ class LLM:
         A prompt that cannot be honoured gets an output whose `error` says why, and the others finish.
         """
         many = _as_prompts(prompts)
-        outputs: list[RequestOutput] = []
+        each = _as_params(params, len(many))
         pending: dict[int, RequestOutput] = {}  # by request id
-        for prompt, asked in zip(many, _as_params(params, len(many)), strict=True):
-            outputs.append(self._submit(prompt, asked, pending))
         finished: dict[int, Request] = {}
-        with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
-            task = bar.add_task("generating", total=len(pending))
-            try:
-                while pending.keys() - finished.keys():
+        try:
+            outputs = [self._submit(prompt, asked, pending) for prompt, asked in zip(many, each, strict=True)]
+            with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
+                task = bar.add_task("generating", total=len(pending))
+                while len(finished) < len(pending):
                     for update in self.engine.step():
                         if update.request.finish_reason is not None and update.request.request_id in pending:
                             finished[update.request.request_id] = update.request
                             bar.advance(task)
-            finally:
-                for request_id in pending.keys() - finished.keys():
-                    self.engine.abort(request_id)
+        finally:
+            for request_id in pending.keys() - finished.keys():
+                self.engine.abort(request_id)
         for request_id, output in pending.items():  # in the order of asking, not of finishing
             _collect(output, finished[request_id])
         return outputs
@@ -191,7 +190,11 @@ class LLM:
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A text or a list of token ids is one prompt; a list of those are many."""
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, (list, tuple)):
+        raise InvalidInputError("prompts", prompts, "give a text, a list of token ids, or a list of those")
+    if prompts and isinstance(prompts[0], int):
         return [cast(Prompt, prompts)]
     return list(cast(Sequence[Prompt], prompts))
 

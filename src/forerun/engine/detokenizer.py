@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
+CONTEXT_TOKENS = 6
+
 
 class Detokenizer:
-    """The text of one continuation. Without a tokenizer it stays empty."""
+    """The text of one continuation. Without a tokenizer it stays empty.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, stop: tuple[str, ...], min_tokens: int) -> None:
+    It is read behind the prompt's last tokens: some tokenizers drop the space of a text's first word.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase | None, prompt_token_ids: Sequence[int], stop: tuple[str, ...], min_tokens: int
+    ) -> None:
         self.text = ""  # released so far
         self.matched_stop: str | None = None
         self._tokenizer = tokenizer
-        self._stream = DecodeStream([], True)
+        self._context = list(prompt_token_ids[-CONTEXT_TOKENS:])
+        self._stream = DecodeStream(self._context, True)
         self._stop = stop
         self._min_tokens = min_tokens
         self._held = ""  # might become a stop string

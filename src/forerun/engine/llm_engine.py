@@ -61,7 +61,7 @@ class LLMEngine:
                 params=params,
                 seed=secrets.randbits(32) if seed is None else seed,
                 end_token_ids=tuple(dict.fromkeys(own_ends)),
-                detokenizer=Detokenizer(self.tokenizer, tuple(params.stop), params.min_tokens),
+                detokenizer=Detokenizer(self.tokenizer, prompt_token_ids, tuple(params.stop), params.min_tokens),
             )
         )
         return request_id
@@ -98,7 +98,7 @@ class LLMEngine:
         clock.append(time.perf_counter())
         verified = self.verifier.verify(batch, trees, logits)
         self._keep(batch, verified)
-        self.speculator.observe(batch.requests, verified, clock[3] - clock[2])
+        self.speculator.observe(batch.requests, verified, None if batch.joined else clock[3] - clock[2])
         updates = self.scheduler.commit(batch, verified)
         self._release([request for request in batch.requests if request.finish_reason is not None])
         clock.append(time.perf_counter())

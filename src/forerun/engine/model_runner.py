@@ -10,7 +10,7 @@ from forerun.engine.request import Batch, Request
 from forerun.kv_cache.protocol import KVCache
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
-from forerun.types import InvalidInputError, TokenTree
+from forerun.types import TokenTree
 
 
 class ModelRunner:
@@ -34,7 +34,6 @@ class ModelRunner:
         kv.advance(len(known))
 
     def _rows(self, request: Request, tree: TokenTree) -> Segment:
-        if not tree.is_chain:
-            raise InvalidInputError("draft", tree, "give a chain: branches are not verified yet")
+        assert tree.is_chain, "the speculator lets only chains through"
         kv = self._kv_cache.sequence(request.request_id)
         return Segment(kv, [request.token_ids[-1], *tree.token_ids], kv.num_tokens)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 DECAY = 0.9  # of old evidence, a step
 PRIOR_TRIALS = 2.0
 PRIOR_ACCEPTANCE = 0.7
 FIRST_PROBE = 8  # steps without a draft before one is tried again
 LAST_PROBE = 256
+KEPT_TIMES = 8
 
 
 def expected_tokens(acceptance: float, num_draft_tokens: int) -> float:
@@ -21,6 +23,20 @@ def expected_tokens(acceptance: float, num_draft_tokens: int) -> float:
 def best_length(acceptance: float, draft_cost: float, most: int) -> int:
     """The k in 0..most with the most tokens a time; `draft_cost` is one drafted token's time over one target pass's."""
     return max(range(most + 1), key=lambda k: expected_tokens(acceptance, k) / (1.0 + draft_cost * k))
+
+
+@dataclass(slots=True)
+class Cost:
+    """Seconds of something that recurs: the least of the last few times, because a busy machine only adds."""
+
+    times: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_TIMES))
+
+    def measured(self, seconds: float) -> None:
+        self.times.append(seconds)
+
+    @property
+    def seconds(self) -> float:
+        return min(self.times, default=0.0)
 
 
 @dataclass(slots=True)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from forerun.config import EngineConfig
 from forerun.drafters.base import Drafter, DraftRequest
-from forerun.speculator.draft_length import DraftLength
-from forerun.types import TokenTree, Verified
+from forerun.speculator.draft_length import Cost, DraftLength
+from forerun.types import InvalidInputError, TokenTree, Verified
 
 logger = logging.getLogger(__name__)
 
-COST_DECAY = 0.9
+UNMEASURED_COST = 0.1  # of a drafted token, in target passes, until both were timed
 
 
 class Speculator:
@@ -24,8 +24,8 @@ class Speculator:
         self._config = config
         self._vocab_size = vocab_size
         self._lengths: dict[int, DraftLength] = {}
-        self._seconds_per_draft_token = 0.0
-        self._seconds_per_pass = 0.0
+        self._draft_token_cost = Cost()
+        self._pass_cost = Cost()
         self._drafted: list[int] = []
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
@@ -46,8 +46,7 @@ class Speculator:
             trees = [ours or theirs for ours, theirs in zip(trees, valid, strict=True)]
         self._drafted = [len(tree) for tree in trees]
         if any(self._drafted):
-            longest = max(self._drafted)
-            self._seconds_per_draft_token = _blend(self._seconds_per_draft_token, (time.perf_counter() - began) / longest)
+            self._draft_token_cost.measured((time.perf_counter() - began) / max(self._drafted))
         return trees
 
     def _budget(self, request: DraftRequest) -> int:
@@ -59,17 +58,22 @@ class Speculator:
             return 0
         if asked != "auto":
             return min(asked, left)
-        cost = self._seconds_per_draft_token / self._seconds_per_pass if self._seconds_per_pass else 0.1
+        measured = self._draft_token_cost.times and self._pass_cost.times
+        cost = self._draft_token_cost.seconds / self._pass_cost.seconds if measured else UNMEASURED_COST
         length = self._lengths.setdefault(request.request_id, DraftLength())
         return length.choose(cost, min(self._config.max_num_draft_tokens, left))
 
     def _valid(self, tree: TokenTree, most: int) -> TokenTree:
         """Drafts are guesses from anywhere: cut to the budget, and before the first id that is no token of the target."""
+        if not tree.is_chain:
+            raise InvalidInputError("draft", tree, "give a chain: branches are not verified yet")
         wrong = (node for node, token_id in enumerate(tree.token_ids) if not 0 <= token_id < self._vocab_size)
         return tree.first(min(most, next(wrong, len(tree))))
 
-    def observe(self, requests: Sequence[DraftRequest], verified: Sequence[Verified], verify_seconds: float) -> None:
-        self._seconds_per_pass = _blend(self._seconds_per_pass, verify_seconds)
+    def observe(self, requests: Sequence[DraftRequest], verified: Sequence[Verified], verify_seconds: float | None) -> None:
+        """What the target kept of the step, and how long its pass took; None where prompts were in it too."""
+        if verify_seconds is not None:
+            self._pass_cost.measured(verify_seconds)
         for request, drafted, kept in zip(requests, self._drafted, verified, strict=True):
             if request.request_id in self._lengths:
                 self._lengths[request.request_id].learn(drafted, kept.num_accepted_tokens)
@@ -90,6 +94,3 @@ class Speculator:
         except Exception:
             logger.exception("drafter %s failed in %s", drafter.name, method)
 
-
-def _blend(old: float, new: float) -> float:
-    return new if old == 0.0 else COST_DECAY * old + (1.0 - COST_DECAY) * new
