@@ -81,8 +81,10 @@ class DraftModel:
         active = [index for index, limit in enumerate(limits) if limit > 0]
         segments = [self._catch_up(requests[index]) for index in active]
         while active:
-            last_rows = list(accumulate(len(segment.token_ids) for segment in segments))
-            logits = self._model.forward(segments)[[row - 1 for row in last_rows], : self._vocab_size]
+            ends = list(accumulate(len(segment.token_ids) for segment in segments))
+            logits = self._model.forward(segments)[:, : self._vocab_size]
+            if len(ends) < len(logits):
+                logits = logits[[end - 1 for end in ends]]
             for segment in segments:
                 segment.kv.advance(len(segment.token_ids))
             for index, token_id in zip(active, self._draw([requests[i] for i in active], [drafts[i] for i in active], logits), strict=True):

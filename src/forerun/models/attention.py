@@ -125,8 +125,12 @@ class AttentionPlan:
         """`[1, at least min_rows, num_heads, head_dim]`."""
         if rows.shape[2] < self.min_rows:
             rows = F.pad(rows, (0, 0, 0, self.min_rows - rows.shape[2]))
-        mask = group.mask(rows.shape[2], window, rows)
-        seen = (keys[None, :, : group.num_keys], values[None, :, : group.num_keys])
+        first, last, mask = 0, group.num_keys, None
+        if rows.shape[2] == 1:  # a drafter's: it need not equal anything, so it reads just what it sees
+            first, last = 0 if window is None else max(0, group.start + 1 - window), group.start + 1
+        else:
+            mask = group.mask(rows.shape[2], window, rows)
+        seen = (keys[None, :, first:last], values[None, :, first:last])
         return _scaled_dot_product(rows, *seen, mask, scaling, softcap, sinks).transpose(1, 2)
 
 
@@ -136,7 +140,7 @@ def _scaled_dot_product(
     # [1, num_kv_heads, num_keys, head_dim]
     keys: torch.Tensor,
     values: torch.Tensor,
-    mask: torch.Tensor,
+    mask: torch.Tensor | None,
     scaling: float | None,
     softcap: float | None,
     sinks: torch.Tensor | None,
@@ -150,7 +154,7 @@ def _scaled_dot_product(
     scores = query @ keys.transpose(-1, -2) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = (scores + mask).float()
+    scores = (scores if mask is None else scores + mask).float()
     if sinks is not None:
         column = sinks.float().view(1, -1, 1, 1).expand(1, -1, scores.shape[2], 1)
         scores = torch.cat([scores, column], dim=-1)
