@@ -21,7 +21,7 @@ LENGTH = 256
 
 
 def drafter_like(target: LlamaForCausalLM) -> GPT2LMHeadModel:
-    """One layer of the target's width, starting from the target's embeddings."""
+    """One layer of the target's width, starting from the target's embeddings and final norm: its logits begin on their scale."""
     torch.manual_seed(0)
     width = target.config.hidden_size
     config = GPT2Config(
@@ -32,6 +32,7 @@ def drafter_like(target: LlamaForCausalLM) -> GPT2LMHeadModel:
     model = GPT2LMHeadModel(config)
     with torch.no_grad():
         model.transformer.wte.weight.copy_(target.get_input_embeddings().weight)
+        model.transformer.ln_f.weight.copy_(target.model.norm.weight)
     return model
 
 
