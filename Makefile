@@ -14,7 +14,7 @@ help:
 	@echo "make demo    complete eight prompts with the bundled pair, plain beside speculative"
 	@echo "make test    run the tests"
 	@echo "make check   ruff, mypy, import-linter, file sizes"
-	@echo "make bench   measure the bundled pair, write benchmarks/default_pair.json"
+	@echo "make bench   measure the bundled pair, write benchmarks/default_pair.json and the README's figures"
 	@echo "make setup   only create $(VENV) with the package and the tools"
 
 # The folder itself is the stamp of the environment; .package and .dev are those of what is installed in it.
@@ -50,3 +50,4 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.package
 	$(BIN)/forerun bench --output benchmarks/default_pair.json
+	$(BIN)/python scripts/figures.py
