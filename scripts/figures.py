@@ -37,7 +37,7 @@ def block(report: dict[str, Any]) -> str:
     lines = [
         f"Bundled pair, {report['dtype']}, batch 1, {report['max_tokens']} tokens, {len(report['prompts'])} prompts, alternating runs, medians; "
         f"{hardware['cores']} cores of {hardware['cpu']}, torch {report['versions']['torch']}, transformers {report['versions']['transformers']}. "
-        f"Command: `make bench`; figures: `{SOURCE}`.",
+        f"Command: `{report['command']}` (`make bench` runs every method); figures: `{SOURCE}`.",
         "",
         "| | tokens/s, T=0 | vs plain | a pass | tokens/s, T=1 | vs plain | a pass |",
         "|---|---|---|---|---|---|---|",

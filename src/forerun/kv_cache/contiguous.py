@@ -37,6 +37,13 @@ class ContiguousSequence:
         """Keys and values `[num_kv_heads, capacity, head_dim]` of the layers written so far."""
         return list(self._layers.values())
 
+    def copy(self) -> ContiguousSequence:
+        """The same rows in memory of their own."""
+        other = ContiguousSequence(self.capacity)
+        other.num_tokens = self.num_tokens
+        other._layers = {layer: (keys.clone(), values.clone()) for layer, (keys, values) in self._layers.items()}
+        return other
+
     def advance(self, num_tokens: int) -> None:
         self.num_tokens += num_tokens
 
