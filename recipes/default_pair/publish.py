@@ -56,7 +56,7 @@ The weights are published under Apache-2.0. Recipe: `recipes/default_pair/`.
 ## Use
 
 To see and test speculative decoding without a download. It writes Python-like code and short technical prose that reads well and
-means little: it is {parameters_target:.0f}M parameters after an hour on two CPU cores, and knows nothing reliably.
+means little: it is {parameters_target:.0f}M parameters after an hour and a half on two busy CPU cores, and knows nothing reliably.
 """
 
 
