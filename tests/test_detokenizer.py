@@ -126,3 +126,12 @@ def test_the_first_word_keeps_its_space_behind_a_prompt():
     pieces.decoder = decoders.Metaspace()
     detokenizer = Detokenizer(PreTrainedTokenizerFast(tokenizer_object=pieces), [0], (), 0)
     assert detokenizer.feed(1) + detokenizer.feed(2) + detokenizer.finish() == " ran!"
+
+
+def test_what_is_held_back_at_the_end_is_not_cut_behind_such_a_prompt():
+    """The bytes left at the end are counted on the same text as those released before them."""
+    pieces = Tokenizer(BPE(vocab={"▁Lily": 0, "▁ran": 1, "<0xE2>": 2}, merges=[]))
+    pieces.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    detokenizer = Detokenizer(PreTrainedTokenizerFast(tokenizer_object=pieces), [0], (), 0)
+    assert detokenizer.feed(1) + detokenizer.feed(2) == " ran"
+    assert detokenizer.finish() == "\ufffd"

@@ -53,9 +53,12 @@ class Detokenizer:
         """What was still held back: a part of a stop string, or bytes that never became a character."""
         if self._tokenizer is None or self.matched_stop is not None:
             return ""
-        whole = str(self._tokenizer.decode(self._token_ids, skip_special_tokens=True))
+        context, whole = (
+            str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+            for ids in (self._context, self._context + self._token_ids)
+        )
         held, self._held = self._held, ""
-        return self._release(held + whole[self._num_characters :])
+        return self._release(held + whole[len(context) + self._num_characters :])
 
     def _release(self, text: str) -> str:
         self.text += text

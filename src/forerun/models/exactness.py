@@ -38,13 +38,11 @@ def establish(model: CausalModel, max_model_len: int, cache: Path | None = None)
     """The smallest padding under which rows do not know their neighbours; sets it on `model`. Remembered in `cache`."""
     cache = cache_folder() if cache is None else cache
     remembered = cache / f"exactness-{fingerprint(model, max_model_len)}.json"
-    found = _recall(remembered) or _probe(model, max_model_len)
+    found = _recall(remembered)
+    if found is None:
+        found = _probe(model, max_model_len)
+        _remember(remembered, found)
     model.min_rows, model.max_rows = found.min_rows, found.max_rows
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        remembered.write_text(json.dumps(asdict(found)))
-    except OSError:
-        pass  # a read-only home costs a probe at each load, nothing else
     return found
 
 
@@ -68,6 +66,14 @@ def _processor() -> str:
         return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
     except OSError:
         return platform.processor()
+
+
+def _remember(path: Path, found: Exactness) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(found)))
+    except OSError:
+        pass  # a read-only home costs a probe at each load, nothing else
 
 
 def _recall(path: Path) -> Exactness | None:
