@@ -6,13 +6,14 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from forerun.types import InvalidInputError
 
 NumDraftTokens = int | Literal["auto"]
+Acceptance = Literal["match", "block"]
 
 GREEDY_BELOW = 1e-5  # temperatures under this are argmax, as in vLLM
 
@@ -32,7 +33,8 @@ class SamplingParams:
     `stop_token_ids` and the model's EOS (unless `ignore_eos`) end it with themselves, neither before `min_tokens`.
     `seed` None draws one, and the output reports it. `logprobs` asks for that many most likely tokens a position.
     `num_draft_tokens` is this request's draft length: a number, "auto" (adapts, down to none), 0 (plain decoding),
-    None (the engine's).
+    None (the engine's). `acceptance` "match" gives the same tokens with any draft or none; "block" accepts more of a drawn draft at
+    temperatures over 0, and gives the same law of the text but not the same tokens.
 
     Raises InvalidInputError naming the field, the value and the remedy.
     """
@@ -54,6 +56,7 @@ class SamplingParams:
     logprobs: int | None = None
     ignore_eos: bool = False
     num_draft_tokens: NumDraftTokens | None = None
+    acceptance: Acceptance = "match"
 
     def __post_init__(self) -> None:
         self._normalise("stop", lambda value: (value,) if isinstance(value, str) else tuple(value or ()), "give strings that are not empty")
@@ -80,6 +83,8 @@ class SamplingParams:
             raise InvalidInputError("stop", self.stop, "give strings that are not empty")
         if any(not math.isfinite(bias) for bias in self.logit_bias.values()):
             raise InvalidInputError("logit_bias", self.logit_bias, "give finite additions")
+        if self.acceptance not in get_args(Acceptance):
+            raise InvalidInputError("acceptance", self.acceptance, 'give "match" or "block"; rules that change the law of the text are not offered')
         if self.num_draft_tokens is not None:
             check_num_draft_tokens(self.num_draft_tokens)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import torch
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -35,24 +38,30 @@ class TokenTree:
 
     Node `i` carries `token_ids[i]`; `parents[i]` is an earlier node, or -1 for a child of the last known token.
     `scores` are the drafter's probabilities (or empty): they decide what is worth verifying, never what is accepted.
+    `laws` (or empty) are for `acceptance="block"`: `laws[i]` is the probability row `[vocab_size]` that node `i` was drawn from, or None for
+    a guess that nothing was drawn for. Siblings stand in the order in which they were drawn; those that share one tensor were drawn
+    from it without replacement. Whether a drawn node is in the draft must not depend on what was drawn (algorithm: non-anticipation).
     """
 
     token_ids: tuple[int, ...] = ()
     parents: tuple[int, ...] = ()
     scores: tuple[float, ...] = ()
+    laws: tuple[torch.Tensor | None, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.parents):
             raise InvalidInputError("TokenTree.parents", self.parents, f"give {len(self.token_ids)} parents, one a token")
         if self.scores and len(self.scores) != len(self.token_ids):
             raise InvalidInputError("TokenTree.scores", self.scores, "give one score a token, or none at all")
+        if self.laws and len(self.laws) != len(self.token_ids):
+            raise InvalidInputError("TokenTree.laws", f"{len(self.laws)} rows", "give one row or None a token, or none at all")
         if any(not -1 <= parent < node for node, parent in enumerate(self.parents)):
             raise InvalidInputError("TokenTree.parents", self.parents, "each parent must stand before its child, -1 is the root")
 
     @classmethod
-    def chain(cls, token_ids: list[int] | tuple[int, ...], scores: list[float] | tuple[float, ...] = ()) -> TokenTree:
+    def chain(cls, token_ids: Sequence[int], scores: Sequence[float] = (), laws: Sequence[torch.Tensor | None] = ()) -> TokenTree:
         """A tree with one branch."""
-        return cls(tuple(token_ids), tuple(range(-1, len(token_ids) - 1)), tuple(scores))
+        return cls(tuple(token_ids), tuple(range(-1, len(token_ids) - 1)), tuple(scores), tuple(laws))
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -80,7 +89,29 @@ class TokenTree:
         """The first `num_nodes` nodes; always a tree, because parents stand before children."""
         if num_nodes >= len(self):
             return self
-        return TokenTree(self.token_ids[:num_nodes], self.parents[:num_nodes], self.scores[:num_nodes])
+        return self._take(range(num_nodes))
+
+    def depth_first(self) -> TokenTree:
+        """The same tree with every branch's nodes side by side; siblings keep their order."""
+        children: list[list[int]] = [[] for _ in range(len(self) + 1)]
+        for node, parent in enumerate(self.parents):
+            children[parent].append(node)  # the root's are the last list
+        order: list[int] = []
+        waiting = children[-1][::-1]
+        while waiting:
+            order.append(node := waiting.pop())
+            waiting.extend(children[node][::-1])
+        return self if order == list(range(len(self))) else self._take(order)
+
+    def _take(self, nodes: Sequence[int]) -> TokenTree:
+        """The tree of these nodes, in this order; each parent is among them, before its children."""
+        place = {-1: -1} | {node: index for index, node in enumerate(nodes)}
+        return TokenTree(
+            tuple(self.token_ids[node] for node in nodes),
+            tuple(place[self.parents[node]] for node in nodes),
+            tuple(self.scores[node] for node in nodes if self.scores),
+            tuple(self.laws[node] for node in nodes if self.laws),
+        )
 
 
 @dataclass(frozen=True, slots=True)
