@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from forerun.kv_cache.contiguous import ContiguousCache, ContiguousSequence
 from forerun.kv_cache.protocol import PAGE_SIZE
+from forerun.types import TokenTree
 
 HEADS, DIM, LAYERS, CAPACITY = 2, 3, 2, 100
 
@@ -43,13 +44,36 @@ class AgainstAList(RuleBasedStateMachine):
             self.sequence.advance(count)
 
     @rule(size=st.integers(0, 8), data=st.data())
-    def verify(self, size, data):
+    def verify_chain(self, size, data):
         if len(self.known) + 1 + size > CAPACITY:
             return
         marks = self.write(1 + size)
-        path = sorted(data.draw(st.sets(st.integers(0, size - 1)))) if size else []
-        self.sequence.keep(path)
-        self.known += [marks[0], *(marks[1 + node] for node in path)]
+        num_kept = data.draw(st.integers(0, size))
+        self.sequence.keep(list(range(num_kept)))
+        self.known += marks[: 1 + num_kept]
+
+    @rule(parents=st.lists(st.integers(-1, 7), min_size=1, max_size=8), data=st.data())
+    def verify_tree(self, parents, data):
+        """Branches are written over each other; any path may be kept."""
+        tree = TokenTree(tuple(range(len(parents))), tuple(min(parent, node - 1) for node, parent in enumerate(parents))).depth_first()
+        start = len(self.known)
+        if start + 2 + len(tree) > CAPACITY:
+            return
+        marks = list(range(self.next_mark, self.next_mark + 1 + len(tree)))
+        self.next_mark += len(marks)
+        for layer in range(LAYERS):
+            rows = rows_of(marks, layer)
+            for row, position in enumerate([start, *(start + 1 + depth for depth in tree.depths)]):
+                self.sequence.write(layer, position, rows[:, row : row + 1], -rows[:, row : row + 1])
+            self.sequence.hold(layer, rows, -rows)
+        path = []
+        node = data.draw(st.integers(-1, len(tree) - 1))
+        while node >= 0:
+            path.insert(0, node)
+            node = tree.parents[node]
+        if data.draw(st.booleans()):  # or the pass failed before it came to its `keep`
+            self.sequence.keep(path)
+            self.known += [marks[0], *(marks[1 + node] for node in path)]
 
     @rule(data=st.data())
     def crop(self, data):
@@ -97,6 +121,26 @@ def test_sequences_do_not_share_memory():
     keys, _ = second.write(0, 0, rows_of([2], 0), rows_of([2], 0))
     assert torch.equal(keys[:, :1], rows_of([2], 0))
     assert cache.sequence(1) is first and cache.sequence(2) is second
+
+
+def test_a_fork_has_the_first_rows_and_memory_of_its_own():
+    cache = ContiguousCache()
+    source = cache.allocate(1, 64)
+    source.write(0, 0, rows_of([1, 2, 3], 0), rows_of([1, 2, 3], 0))
+    source.advance(3)
+    fork = cache.fork(1, 2, 100, 2)
+    assert (fork.num_tokens, fork.capacity) == (2, 128)
+    ((keys, _),) = fork.layers()
+    assert torch.equal(keys[:, :2], rows_of([1, 2], 0)) and not keys[:, 2:].any()
+    fork.write(0, 0, rows_of([9], 0), rows_of([9], 0))
+    assert torch.equal(source.layers()[0][0][:, :1], rows_of([1], 0))
+
+
+def test_a_path_with_branches_needs_held_rows():
+    sequence = ContiguousSequence(64)
+    sequence.write(0, 0, rows_of([1, 2, 3], 0), rows_of([1, 2, 3], 0))
+    with pytest.raises(AssertionError, match="of a chain"):
+        sequence.keep([1])
 
 
 def test_a_freed_request_is_gone_and_freeing_twice_is_harmless():

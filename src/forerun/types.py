@@ -70,6 +70,14 @@ class TokenTree:
     def is_chain(self) -> bool:
         return self.parents == tuple(range(-1, len(self.parents) - 1))
 
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Of each node: 0 for a child of the root."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(0 if parent < 0 else depths[parent] + 1)
+        return tuple(depths)
+
     def child(self, node: int, token_id: int) -> int | None:
         """The child of `node` (-1: the root) that carries `token_id`, if one does."""
         for candidate in range(node + 1, len(self.token_ids)):

@@ -21,7 +21,10 @@ class ModelRunner:
         self._kv_cache = kv_cache
 
     def forward(self, batch: Batch, trees: Sequence[TokenTree]) -> torch.Tensor:
-        """Logits `[sum(1 + len(tree)), vocab_size]`: row 0 of a request follows its last token, row 1 + i its tree's node i."""
+        """Logits `[sum(1 + len(tree)), vocab_size]`: row 0 of a request follows its last token, row 1 + i its tree's node i.
+
+        Trees stand depth first.
+        """
         for request in batch.joined:
             self._prefill(request)
         return self.model.forward([self._rows(request, tree) for request, tree in zip(batch.requests, trees, strict=True)])
@@ -34,6 +37,7 @@ class ModelRunner:
         kv.advance(len(known))
 
     def _rows(self, request: Request, tree: TokenTree) -> Segment:
-        assert tree.is_chain, "the speculator lets only chains through"
         kv = self._kv_cache.sequence(request.request_id)
-        return Segment(kv, [request.token_ids[-1], *tree.token_ids], kv.num_tokens)
+        first = kv.num_tokens
+        positions = [] if tree.is_chain else [first, *(first + 1 + depth for depth in tree.depths)]
+        return Segment(kv, [request.token_ids[-1], *tree.token_ids], first, positions)

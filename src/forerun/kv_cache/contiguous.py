@@ -16,11 +16,13 @@ class ContiguousSequence:
         self.num_tokens = 0
         self.capacity = -(-capacity // PAGE_SIZE) * PAGE_SIZE
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._held: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # rows of a tree, until `keep`
 
     def write(
         self, layer: int, start: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         held = self._layers.get(layer)
+        self._held.pop(layer, None)  # of a pass that never came to its `keep`
         if held is None:
             held = (self._zeros_like(keys), self._zeros_like(values))
             self._layers[layer] = held
@@ -37,23 +39,31 @@ class ContiguousSequence:
         """Keys and values `[num_kv_heads, capacity, head_dim]` of the layers written so far."""
         return list(self._layers.values())
 
+    def hold(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self._held[layer] = (keys, values)
+
     def copy(self) -> ContiguousSequence:
         """The same rows in memory of their own."""
-        other = ContiguousSequence(self.capacity)
-        other.num_tokens = self.num_tokens
-        other._layers = {layer: (keys.clone(), values.clone()) for layer, (keys, values) in self._layers.items()}
+        return self.fork(self.num_tokens, self.capacity, self.capacity)
+
+    def fork(self, num_tokens: int, capacity: int, num_rows: int) -> ContiguousSequence:
+        """A sequence of `num_tokens` known tokens, with the first `num_rows` rows of this one in memory of its own."""
+        other = ContiguousSequence(capacity)
+        other.num_tokens = num_tokens
+        for layer, held in self._layers.items():
+            other.write(layer, 0, *(rows[:, :num_rows] for rows in held))
         return other
 
     def advance(self, num_tokens: int) -> None:
         self.num_tokens += num_tokens
 
     def keep(self, path: Sequence[int]) -> None:
-        first = self.num_tokens + 1  # where node 0 was written
-        if list(path) != list(range(len(path))):
-            rows = torch.tensor([first + node for node in path])
-            for held in self._layers.values():
-                for tensor in held:
-                    tensor[:, first : first + len(path)] = tensor[:, rows.to(tensor.device)]
+        first = self.num_tokens + 1  # a chain's node 0 was written here
+        held, self._held = self._held, {}
+        assert held or list(path) == list(range(len(path))), f"path {path} of a chain"
+        if path:
+            for layer, rows in held.items():
+                self.write(layer, first, *(each[:, [1 + node for node in path]] for each in rows))
         self.num_tokens = first + len(path)
 
     def crop(self, num_tokens: int) -> None:
@@ -70,6 +80,11 @@ class ContiguousCache:
     def allocate(self, request_id: int, num_tokens: int) -> ContiguousSequence:
         assert request_id not in self._sequences, f"request {request_id} already has a cache"
         sequence = self._sequences[request_id] = ContiguousSequence(num_tokens)
+        return sequence
+
+    def fork(self, source_id: int, request_id: int, num_tokens: int, num_shared: int) -> ContiguousSequence:
+        assert request_id not in self._sequences, f"request {request_id} already has a cache"
+        sequence = self._sequences[request_id] = self._sequences[source_id].fork(num_shared, num_tokens, num_shared)
         return sequence
 
     def sequence(self, request_id: int) -> ContiguousSequence:

@@ -26,6 +26,13 @@ class SequenceKV(Protocol):
         """Stores rows at positions `start...` of one layer; returns all its keys and values `[num_kv_heads, capacity, head_dim]`."""
         ...
 
+    def hold(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Rows `[num_kv_heads, 1 + num_nodes, head_dim]` of the last known token and a draft with branches, after their writes.
+
+        `keep` takes its path from them: what the branches wrote went over each other.
+        """
+        ...
+
     def advance(self, num_tokens: int) -> None:
         """The next `num_tokens` written rows are now known tokens."""
         ...
@@ -41,6 +48,10 @@ class SequenceKV(Protocol):
 
 class KVCache(Protocol):
     def allocate(self, request_id: int, num_tokens: int) -> SequenceKV: ...
+
+    def fork(self, source_id: int, request_id: int, num_tokens: int, num_shared: int) -> SequenceKV:
+        """Allocates a request that begins with the first `num_shared` tokens of another."""
+        ...
 
     def sequence(self, request_id: int) -> SequenceKV: ...
 

@@ -2,7 +2,8 @@
 
 Rows of many requests run as one flat sequence `[1, num_rows]`. Each request attends by itself, in groups of at most 32 rows cut
 at absolute positions, over K/V padded to the page that holds the group: a row always meets the same kernel, the same K/V length and
-the same mask, alone or in a draft (docs/decisions/0002). Installed through transformers' AttentionInterface; model files stay as they are.
+the same mask, alone or in a draft (docs/decisions/0002). A tree's rows attend branch by branch, each branch's keys laid in path order into the
+slots where plain decoding would have them. Installed through transformers' AttentionInterface; model files stay as they are.
 """
 
 from __future__ import annotations
@@ -22,11 +23,24 @@ GROUP_ROWS = 32  # SDPA's CPU kernel blocks queries by 32; a group never straddl
 
 @dataclass(slots=True)
 class Segment:
-    """The rows of one request in a pass: `token_ids` at positions `start...`."""
+    """The rows of one request in a pass: `token_ids` at positions `start...`; behind a draft with branches, `positions` row by row.
+
+    Rows of a tree stand depth first, so that each row that does not follow on its neighbour begins a new branch.
+    """
 
     kv: SequenceKV
     token_ids: list[int]
     start: int
+    positions: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.positions:
+            self.positions = list(range(self.start, self.start + len(self.token_ids)))
+
+    def runs(self) -> list[tuple[int, int]]:
+        """`[low, high)` of the rows whose positions follow on each other: one run for a chain, one for each branch of a tree."""
+        cuts = [row for row in range(1, len(self.positions)) if self.positions[row] != self.positions[row - 1] + 1]
+        return list(zip([0, *cuts], [*cuts, len(self.positions)], strict=True))
 
 
 @dataclass(slots=True)
@@ -55,29 +69,47 @@ class _Group:
 
 
 @dataclass(slots=True)
+class _Run:
+    """Rows `[low, high)` of the pass, at positions `start...` of one request."""
+
+    kv: SequenceKV
+    low: int
+    high: int
+    start: int
+    groups: list[_Group]
+
+    @classmethod
+    def of(cls, kv: SequenceKV, low: int, high: int, start: int) -> _Run:
+        groups = []
+        row = low
+        while row < high:
+            position = start + row - low
+            count = min(GROUP_ROWS - position % GROUP_ROWS, high - row)
+            groups.append(_Group(row, row + count, position, (position // PAGE_SIZE + 1) * PAGE_SIZE))
+            row += count
+        return cls(kv, low, high, start, groups)
+
+
+@dataclass(slots=True)
 class AttentionPlan:
     """How the rows of one pass attend; made once a pass, read by every layer."""
 
-    segments: list[tuple[Segment, int, list[_Group]]]
+    runs: list[_Run]
+    trees: list[tuple[SequenceKV, int, int]]  # rows [low, high) of each draft with branches
     num_rows: int  # of the pass, padding included
     min_rows: int  # of one attention call
 
     @classmethod
     def of(cls, segments: list[Segment], num_rows: int, min_rows: int) -> AttentionPlan:
-        planned = []
+        plan = cls([], [], num_rows, min_rows)
         low = 0
         for segment in segments:
-            groups = []
-            done = 0
-            while done < len(segment.token_ids):
-                position = segment.start + done
-                count = min(GROUP_ROWS - position % GROUP_ROWS, len(segment.token_ids) - done)
-                num_keys = (position // PAGE_SIZE + 1) * PAGE_SIZE
-                groups.append(_Group(low + done, low + done + count, position, num_keys))
-                done += count
-            planned.append((segment, low, groups))
+            runs = segment.runs()
+            plan.runs += [_Run.of(segment.kv, low + first, low + last, segment.positions[first]) for first, last in runs]
+            if len(runs) > 1:
+                plan.trees.append((segment.kv, low, low + len(segment.token_ids)))
             low += len(segment.token_ids)
-        return cls(planned, num_rows, min_rows)
+        return plan
 
     def attend(
         self,
@@ -90,26 +122,29 @@ class AttentionPlan:
         softcap: float | None,
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Writes the layer's new keys and values to each request's cache; returns `[1, num_rows, num_heads, head_dim]`."""
+        """Writes the layer's new keys and values to each request's cache; returns `[1, num_rows, num_heads, head_dim]`.
+
+        Branch after branch, because the next one's keys take the same slots: what it shares with the one before already stands there.
+        """
         if self._is_single:
-            segment, _, (group,) = self.segments[0]
-            high = len(segment.token_ids)
-            keys, values = segment.kv.write(layer, segment.start, key[0, :, :high], value[0, :, :high])
-            return self._attend_group(group, query, keys, values, scaling, window, softcap, sinks)[:, : self.num_rows]
+            run = self.runs[0]
+            keys, values = run.kv.write(layer, run.start, key[0, :, : run.high], value[0, :, : run.high])
+            return self._attend_group(run.groups[0], query, keys, values, scaling, window, softcap, sinks)[:, : self.num_rows]
         out = query.new_zeros(1, self.num_rows, query.shape[1], value.shape[3])
-        for segment, low, groups in self.segments:
-            high = low + len(segment.token_ids)
-            keys, values = segment.kv.write(layer, segment.start, key[0, :, low:high], value[0, :, low:high])
-            for group in groups:
+        for run in self.runs:
+            keys, values = run.kv.write(layer, run.start, key[0, :, run.low : run.high], value[0, :, run.low : run.high])
+            for group in run.groups:
                 rows = query[:, :, group.low : group.high]
                 result = self._attend_group(group, rows, keys, values, scaling, window, softcap, sinks)
                 out[:, group.low : group.high] = result[:, : group.high - group.low]
+        for kv, low, high in self.trees:
+            kv.hold(layer, key[0, :, low:high], value[0, :, low:high])
         return out
 
     @property
     def _is_single(self) -> bool:
         """One group of one request: the pass's padding rows serve as the group's."""
-        return len(self.segments) == 1 and len(self.segments[0][2]) == 1
+        return len(self.runs) == 1 and len(self.runs[0].groups) == 1
 
     def _attend_group(
         self,

@@ -59,7 +59,7 @@ class CausalModel:
     def _logits(self, segments: list[Segment], logits_to_keep: int) -> torch.Tensor:
         """One pass. Padding rows repeat the last token: they write to no cache and nobody reads them."""
         token_ids = [token_id for segment in segments for token_id in segment.token_ids]
-        positions = [segment.start + row for segment in segments for row in range(len(segment.token_ids))]
+        positions = [position for segment in segments for position in segment.positions]
         num_rows = len(token_ids)
         padding = max(0, self.min_rows - num_rows)
         token_ids += token_ids[-1:] * padding

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from forerun.config import EngineConfig
 from forerun.drafters.base import Drafter, DraftRequest
 from forerun.speculator.draft_length import Cost, DraftLength
-from forerun.types import InvalidInputError, TokenTree, Verified
+from forerun.types import TokenTree, Verified
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +65,8 @@ class Speculator:
 
     def _valid(self, tree: TokenTree, most: int) -> TokenTree:
         """Drafts are guesses from anywhere: cut to the budget, and before the first id that is no token of the target."""
-        if not tree.is_chain:
-            raise InvalidInputError("draft", tree, "give a chain: branches are not verified yet")
         wrong = (node for node, token_id in enumerate(tree.token_ids) if not 0 <= token_id < self._vocab_size)
-        return tree.first(min(most, next(wrong, len(tree))))
+        return tree.first(min(most, next(wrong, len(tree)))).depth_first()
 
     def observe(self, requests: Sequence[DraftRequest], verified: Sequence[Verified], verify_seconds: float | None) -> None:
         """What the target kept of the step, and how long its pass took; None where prompts were in it too."""
