@@ -60,6 +60,49 @@ class RightThenWrong(Oracle):
         return right[:2] + [(token_id + 1) % VOCAB_SIZE for token_id in right[2:]]
 
 
+class Bush(Oracle):
+    """A tree with the right branch among wrong ones, breadth first, the right token now first, now last among its siblings."""
+
+    name = "bush"
+    children = 3
+
+    def propose(self, requests, budget):
+        return [self.tree(self.guess(request, most), random.Random(len(request.token_ids))) for request, most in zip(requests, budget, strict=True)]
+
+    def guess(self, request, most):
+        return super().guess(request, most)[: 1 + most // 2]
+
+    def tree(self, right, chance):
+        token_ids, parents = [], []
+        known, level = -1, [-1]  # where the right branch ends, and the nodes that get children
+        for token_id in right:
+            below, found = [], known
+            for parent in level:
+                wrong = chance.sample([other for other in range(VOCAB_SIZE) if other != token_id], self.children - 1)
+                for sibling in chance.sample([token_id, *wrong], self.children):
+                    if parent == known and sibling == token_id:
+                        found = len(token_ids)
+                    below.append(len(token_ids))
+                    token_ids.append(sibling)
+                    parents.append(parent)
+            known, level = found, sorted({found, *chance.sample(below, 2)})
+        return TokenTree(tuple(token_ids), tuple(parents))
+
+
+class Thicket(FakeDrafter):
+    """Any tree, of few words, so that some of it is right by chance."""
+
+    name = "thicket"
+
+    def propose(self, requests, budget):
+        trees = []
+        for request, most in zip(requests, budget, strict=True):
+            chance = random.Random(len(request.token_ids))
+            parents = tuple(chance.randrange(-1, node) for node in range(most))
+            trees.append(TokenTree(tuple(chance.choice((40, 41, 42)) for _ in range(most)), parents))
+        return trees
+
+
 class Random(FakeDrafter):
     name = "random"
 

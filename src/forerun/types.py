@@ -78,6 +78,11 @@ class TokenTree:
             depths.append(0 if parent < 0 else depths[parent] + 1)
         return tuple(depths)
 
+    @property
+    def depth(self) -> int:
+        """Nodes on the longest branch: the most tokens that this draft can get accepted."""
+        return max(self.depths, default=-1) + 1
+
     def child(self, node: int, token_id: int) -> int | None:
         """The child of `node` (-1: the root) that carries `token_id`, if one does."""
         for candidate in range(node + 1, len(self.token_ids)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, VOCAB_SIZE, WINDOW, make_model
@@ -9,6 +11,7 @@ from tiny_models import ARCHITECTURES, VOCAB_SIZE, WINDOW, make_model
 from forerun import LLM
 from forerun.kv_cache.contiguous import ContiguousSequence
 from forerun.models.attention import Segment
+from forerun.types import TokenTree
 
 BITWISE = [(name, dtype) for name in ARCHITECTURES for dtype in ("bf16", "fp32") if (name, dtype) != ("qwen3_moe", "fp32")]
 TOKENS = torch.randint(VOCAB_SIZE, (200,), generator=torch.Generator().manual_seed(7)).tolist()
@@ -87,6 +90,51 @@ def test_rejected_rows_leave_no_trace(causal_of, architecture, dtype):
     kv.keep([])
     after = model.forward([Segment(kv, TOKENS[start + 1 : start + 7], start + 1)])
     assert torch.equal(after, one_by_one(model, start, 7)[1:])
+
+
+def bush(start, chance):
+    """Twenty nodes after token `start`, with the text's own next tokens somewhere among them; and that path."""
+    parents, token_ids, path = [], [], []
+    for node in range(20):
+        right = path[-1] if path else -1
+        grows = len(path) < 7 and chance.random() < 0.4
+        parents.append(right if grows else chance.randrange(-1, node))
+        token_ids.append(TOKENS[start + 1 + len(path)] if grows else chance.randrange(VOCAB_SIZE))
+        if grows:
+            path.append(node)
+    tree = TokenTree(tuple(token_ids), tuple(parents)).depth_first()
+    node, kept = -1, []
+    for token_id in TOKENS[start + 1 :]:
+        node = tree.child(node, token_id)
+        if node is None:
+            return tree, kept
+        kept.append(node)
+
+
+def tree_segment(kv, start, tree):
+    return Segment(kv, [TOKENS[start], *tree.token_ids], start, [start, *(start + 1 + depth for depth in tree.depths)])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("architecture", "dtype"), BITWISE)
+@pytest.mark.parametrize("start", STARTS)
+def test_a_tree_row_equals_plain_decoding_of_its_path(causal_of, architecture, dtype, start):
+    """Every node, not only the accepted ones; and what is decoded behind the kept path, next to another request's tree."""
+    _, model = causal_of(architecture, dtype)
+    chance = random.Random(start)
+    (tree, path), (other, _) = bush(start, chance), bush(3, chance)
+    assert not tree.is_chain and path
+    kv = prefilled(model, start)
+    logits = model.forward([tree_segment(prefilled(model, 3), 3, other), tree_segment(kv, start, tree)])[1 + len(other) :]
+    for node in range(len(tree)):
+        alone = prefilled(model, start)
+        for position, token_id in enumerate([TOKENS[start], *tree.path_to(node)], start):
+            row = model.forward([Segment(alone, [token_id], position)])
+        assert torch.equal(logits[1 + node], row[0]), f"node {node}"
+    kv.keep(path)
+    after = start + 1 + len(path)
+    found = model.forward([Segment(kv, TOKENS[after : after + 4], after)])
+    assert torch.equal(found, one_by_one(model, start, 5 + len(path))[1 + len(path) :])
 
 
 @torch.inference_mode()

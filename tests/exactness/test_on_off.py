@@ -132,8 +132,8 @@ def test_order_of_the_batch_changes_nothing(llm_of, plain_one_by_one):
     assert [result.token_ids for result in results] == [result.token_ids for result in plain_one_by_one("bf16")][::-1]
 
 
-ORACLES = [hostile.Oracle, hostile.AlwaysWrong, hostile.RightThenWrong, hostile.OutOfVocabulary, hostile.TooLong, hostile.RaisesLater]
-OTHERS = [hostile.Random, hostile.Empty, hostile.Raises, hostile.TooFew, hostile.NoTrees]
+ORACLES = [hostile.Oracle, hostile.AlwaysWrong, hostile.RightThenWrong, hostile.OutOfVocabulary, hostile.TooLong, hostile.RaisesLater, hostile.Bush]
+OTHERS = [hostile.Random, hostile.Thicket, hostile.Empty, hostile.Raises, hostile.TooFew, hostile.NoTrees]
 
 
 @dtypes
@@ -164,6 +164,20 @@ def test_a_wrong_draft_is_never_accepted(llm_of, plain_one_by_one, monkeypatch):
     results = llm.generate(prompts, [replace(own, num_draft_tokens=4) for own in params])
     assert sum(result.stats.num_draft_tokens for result in results) > 0
     assert sum(result.stats.num_accepted_tokens for result in results) == 0
+
+
+@dtypes
+@pytest.mark.parametrize("length", [12, 40])
+@pytest.mark.parametrize("kind", [hostile.Bush, hostile.Thicket], ids=lambda kind: kind.name)
+def test_branches_are_accepted_and_change_nothing(llm_of, plain_one_by_one, monkeypatch, dtype, kind, length):
+    expected = plain_one_by_one(dtype)
+    llm = llm_of(dtype, "plain")
+    monkeypatch.setattr(llm.engine.speculator, "drafters", [kind.of(expected) if kind in ORACLES else kind()])
+    prompts, params = ragged()
+    results = llm.generate(prompts, [replace(own, num_draft_tokens=length) for own in params])
+    assert [result.token_ids for result in results] == [result.token_ids for result in expected]
+    longest = max(len(result.stats.accepted_per_position) for result in results)
+    assert longest >= 2, "no path through a branch was kept"
 
 
 @pytest.mark.parametrize("length", [4, "auto"])

@@ -26,7 +26,7 @@ class Speculator:
         self._lengths: dict[int, DraftLength] = {}
         self._draft_token_cost = Cost()
         self._pass_cost = Cost()
-        self._drafted: list[int] = []
+        self._depths: list[int] = []  # of the last drafts
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         """One draft a request. A drafter that raises drafts nothing, and is named in the log."""
@@ -44,9 +44,9 @@ class Speculator:
                 logger.exception("drafter %s failed; this step goes on without it", drafter.name)
                 continue
             trees = [ours or theirs for ours, theirs in zip(trees, valid, strict=True)]
-        self._drafted = [len(tree) for tree in trees]
-        if any(self._drafted):
-            self._draft_token_cost.measured((time.perf_counter() - began) / max(self._drafted))
+        self._depths = [tree.depth for tree in trees]
+        if any(self._depths):
+            self._draft_token_cost.measured((time.perf_counter() - began) / max(self._depths))
         return trees
 
     def _budget(self, request: DraftRequest) -> int:
@@ -72,9 +72,9 @@ class Speculator:
         """What the target kept of the step, and how long its pass took; None where prompts were in it too."""
         if verify_seconds is not None:
             self._pass_cost.measured(verify_seconds)
-        for request, drafted, kept in zip(requests, self._drafted, verified, strict=True):
+        for request, depth, kept in zip(requests, self._depths, verified, strict=True):
             if request.request_id in self._lengths:
-                self._lengths[request.request_id].learn(drafted, kept.num_accepted_tokens)
+                self._lengths[request.request_id].learn(depth, kept.num_accepted_tokens)
         for drafter in self.drafters:
             self._tell(drafter, "observe", requests, verified)
 
