@@ -15,6 +15,7 @@ from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
 from forerun.models.linear import pack_where_faster
 from forerun.models.loading import check_class, load_model, load_tokenizer, shared_copy, tokenizer_difference
+from forerun.sampling.noise import DRAFT_STREAM, stream_seed
 from forerun.sampling.processors import process
 from forerun.sampling.sampler import draw
 from forerun.types import ModelLoadError, TokenTree, Verified
@@ -77,6 +78,7 @@ class DraftModel:
 
     def propose(self, requests: Sequence[DraftRequest], budget: Sequence[int]) -> list[TokenTree]:
         drafts: list[list[int]] = [[] for _ in requests]
+        laws: list[list[torch.Tensor]] = [[] for _ in requests]
         limits = [min(most, self._max_len - len(request.token_ids)) for request, most in zip(requests, budget, strict=True)]
         active = [index for index, limit in enumerate(limits) if limit > 0]
         segments = [self._catch_up(requests[index]) for index in active]
@@ -87,11 +89,12 @@ class DraftModel:
                 logits = logits[[end - 1 for end in ends]]
             for segment in segments:
                 segment.kv.advance(len(segment.token_ids))
-            for index, token_id in zip(active, self._draw([requests[i] for i in active], [drafts[i] for i in active], logits), strict=True):
+            for index, (token_id, law) in zip(active, self._draw([requests[i] for i in active], [drafts[i] for i in active], logits), strict=True):
                 drafts[index].append(token_id)
+                laws[index] += [] if law is None else [law]
             active = [index for index in active if len(drafts[index]) < limits[index]]
             segments = [self._next(requests[index].request_id, drafts[index][-1]) for index in active]
-        return [TokenTree.chain(draft) for draft in drafts]
+        return [TokenTree.chain(draft, laws=drawn_from) for draft, drawn_from in zip(drafts, laws, strict=True)]
 
     def _catch_up(self, request: DraftRequest) -> Segment:
         """The request's tokens that the cache lacks; a long run of them is prefilled, the rest returned as rows."""
@@ -115,18 +118,26 @@ class DraftModel:
         held.cached.append(token_id)
         return Segment(held.kv, [token_id], held.kv.num_tokens)
 
-    def _draw(self, requests: list[DraftRequest], drafts: list[list[int]], logits: torch.Tensor) -> list[int]:
-        """The token that the drafter itself would emit, drawn with the noise that the target will use at that position."""
+    def _draw(self, requests: list[DraftRequest], drafts: list[list[int]], logits: torch.Tensor) -> list[tuple[int, torch.Tensor | None]]:
+        """The token that the drafter itself would emit, drawn with the noise that the target will use at that position.
+
+        For `acceptance="block"` with noise of its own instead, and with the law that it was drawn from.
+        """
         if all(request.params.is_plain_argmax for request in requests):
-            return logits.argmax(dim=-1).tolist()
-        token_ids = []
+            return [(token_id, None) for token_id in logits.argmax(dim=-1).tolist()]
+        drawn: list[tuple[int, torch.Tensor | None]] = []
         for request, draft, row in zip(requests, drafts, logits, strict=True):
             prefix = request.output_token_ids + draft
             processed = process(row, request.params, request.prompt_token_ids, prefix, self._context.end_token_ids)
             position = len(request.prompt_token_ids) + len(prefix)
-            noise = None if request.params.is_greedy else self._context.noise.row(request.seed, position)
-            token_ids.append(draw(processed, noise))
-        return token_ids
+            if request.params.is_greedy:
+                drawn.append((draw(processed, None), None))
+            elif request.params.acceptance == "match":
+                drawn.append((draw(processed, self._context.noise.row(request.seed, position)), None))
+            else:
+                seed = stream_seed(request.seed, DRAFT_STREAM, len(request.token_ids))
+                drawn.append((draw(processed, self._context.noise.row(seed, position)), processed.softmax(dim=-1)))
+        return drawn
 
     def observe(self, requests: Sequence[DraftRequest], verified: Sequence[Verified]) -> None:
         pass  # the next propose compares the cache with the request's tokens

@@ -14,6 +14,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 _MASK_64 = 0xFFFFFFFFFFFFFFFF
+DRAFT_STREAM, COIN_STREAM, TOKEN_STREAM = 1, 2, 3  # of `stream_seed`
 _KEPT_ROWS = 64  # a draft and its verification read the same few positions
 
 
@@ -41,6 +42,19 @@ def _mix64_(values: torch.Tensor) -> torch.Tensor:
 def derived_seed(seed: int, index: int) -> int:
     """The seed of the `index`-th of `n` continuations; the first keeps the request's own."""
     return seed if index == 0 else mix64(mix64(seed & _MASK_64) + index * _GOLDEN & _MASK_64) >> 1
+
+
+def stream_seed(seed: int, stream: int, start: int) -> int:
+    """The seed of what one step draws beside the target's tokens, for a request with `start` tokens.
+
+    No step shares it with another, because every step brings a token: a draft that was refused must not come back as the next one's noise.
+    """
+    return mix64((mix64((seed ^ stream * _GOLDEN) & _MASK_64) + start * _GOLDEN) & _MASK_64)
+
+
+def coin(seed: int, index: int) -> float:
+    """Uniform on (0, 1), a pure function of both; 53 bits."""
+    return ((mix64((mix64(seed & _MASK_64) + (index + 1) * _GOLDEN) & _MASK_64) >> 11) + 0.5) * 2.0**-53
 
 
 class GumbelNoise:
