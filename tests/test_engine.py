@@ -78,7 +78,7 @@ def test_stream_refuses_several_continuations(llm):
 
 
 def test_abort_from_outside(llm):
-    request_id = llm.engine.add_request([1, 2, 3], PARAMS)
+    (request_id,) = llm.engine.add_request([1, 2, 3], PARAMS)
     llm.engine.step()
     llm.engine.abort(request_id)
     llm.engine.abort(request_id)
@@ -86,7 +86,7 @@ def test_abort_from_outside(llm):
 
 
 def test_a_waiting_request_can_be_aborted(llm):
-    ids = [llm.engine.add_request([1, 2, 3], PARAMS) for _ in range(5)]
+    ids = [llm.engine.add_request([1, 2, 3], PARAMS)[0] for _ in range(5)]
     llm.engine.step()
     for request_id in ids[::-1]:
         llm.engine.abort(request_id)

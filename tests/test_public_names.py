@@ -19,6 +19,7 @@ PUBLIC = [
     "RequestFailedError",
     "RequestOutput",
     "SamplingParams",
+    "SavedRequest",
     "SpeculationStats",
     "StreamedToken",
     "TokenTree",
@@ -29,7 +30,7 @@ PUBLIC = [
 
 SAMPLING_PARAMS = [
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "stop",
-    "stop_token_ids", "max_tokens", "min_tokens", "n", "seed", "logprobs", "ignore_eos", "num_draft_tokens",
+    "stop_token_ids", "max_tokens", "min_tokens", "n", "seed", "logprobs", "ignore_eos", "num_draft_tokens", "acceptance",
 ]  # fmt: skip
 
 LLM_SETTINGS = ["target", "drafter", "dtype", "device", "tokenizer", "max_num_seqs", "max_model_len", "num_draft_tokens"]

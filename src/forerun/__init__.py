@@ -4,6 +4,7 @@ from forerun.candidates import CandidateVerification, verify_candidate_sequence
 from forerun.config import SamplingParams
 from forerun.custom_generate import generate
 from forerun.drafters import Drafter, DrafterContext, DraftRequest
+from forerun.engine.saved_request import SavedRequest
 from forerun.llm import LLM
 from forerun.types import (
     CompletionOutput,
@@ -33,6 +34,7 @@ __all__ = [
     "RequestFailedError",
     "RequestOutput",
     "SamplingParams",
+    "SavedRequest",
     "SpeculationStats",
     "StreamedToken",
     "TokenTree",

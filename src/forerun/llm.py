@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import operator
-import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,12 +16,13 @@ from forerun.config import EngineConfig, NumDraftTokens, SamplingParams, resolve
 from forerun.drafters import DrafterContext, DrafterSpec, create
 from forerun.engine.llm_engine import LLMEngine
 from forerun.engine.request import Request
+from forerun.engine.saved_request import SavedRequest
 from forerun.models.causal_model import CausalModel
 from forerun.models.exactness import Exactness, establish
 from forerun.models.linear import pack_where_faster
 from forerun.models.loading import RECOMMENDED_DRAFTERS, check_class, load_model, load_tokenizer, shared_copy
 from forerun.models.reference import check_against_reference
-from forerun.sampling.noise import GumbelNoise, derived_seed
+from forerun.sampling.noise import GumbelNoise
 from forerun.types import CompletionOutput, ForerunError, InvalidInputError, ModelLoadError, RequestOutput, SpeculationStats, StreamedToken
 
 Prompt = str | Sequence[int]
@@ -111,30 +111,59 @@ class LLM:
         many = _as_prompts(prompts)
         each = _as_params(params, len(many))
         pending: dict[int, RequestOutput] = {}  # by request id
-        finished: dict[int, Request] = {}
         try:
             outputs = [self._submit(prompt, asked, pending) for prompt, asked in zip(many, each, strict=True)]
-            with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
-                task = bar.add_task("generating", total=len(pending))
-                while len(finished) < len(pending):
-                    for update in self.engine.step():
-                        if update.request.finish_reason is not None and update.request.request_id in pending:
-                            finished[update.request.request_id] = update.request
-                            bar.advance(task)
+            self._run(pending, {}, progress)
         finally:
-            for request_id in pending.keys() - finished.keys():
-                self.engine.abort(request_id)
-        for request_id, output in pending.items():  # in the order of asking, not of finishing
-            _collect(output, finished[request_id])
+            self._abort(pending)
         return outputs
+
+    def resume(self, saved: SavedRequest | Sequence[SavedRequest], *, progress: bool = False) -> list[RequestOutput]:
+        """Goes on with saved requests, in this process or another: the outputs hold the saved tokens and the new ones.
+
+        One that cannot be honoured gets an output whose `error` says why, and the others finish.
+        """
+        outputs: list[RequestOutput] = []
+        pending: dict[int, RequestOutput] = {}
+        finished: dict[int, Request] = {}
+        try:
+            for each in [saved] if isinstance(saved, SavedRequest) else saved:
+                outputs.append(RequestOutput(None, each.prompt_token_ids))
+                try:
+                    request = self.engine.resume_request(each)
+                except ForerunError as error:
+                    outputs[-1].error = error
+                    continue
+                pending[request.request_id] = outputs[-1]
+                if request.finish_reason is not None:
+                    finished[request.request_id] = request
+            self._run(pending, finished, progress)
+        finally:
+            self._abort(pending)
+        return outputs
+
+    def _run(self, pending: dict[int, RequestOutput], finished: dict[int, Request], progress: bool) -> None:
+        """Steps until all of `pending` are finished, and collects them in the order of asking, not of finishing."""
+        with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
+            task = bar.add_task("generating", total=len(pending), completed=len(finished))
+            while len(finished) < len(pending):
+                for update in self.engine.step():
+                    if update.request.finish_reason is not None and update.request.request_id in pending:
+                        finished[update.request.request_id] = update.request
+                        bar.advance(task)
+        for request_id, output in pending.items():
+            _collect(output, finished[request_id])
+
+    def _abort(self, request_ids: Iterable[int]) -> None:
+        """Takes out what an interruption left behind; finished requests are gone already."""
+        for request_id in request_ids:
+            self.engine.abort(request_id)
 
     def _submit(self, prompt: Prompt, params: SamplingParams, pending: dict[int, RequestOutput]) -> RequestOutput:
         output = RequestOutput(prompt if isinstance(prompt, str) else None, [])
         try:
             output.prompt_token_ids = self._encode(prompt)
-            seed = secrets.randbits(32) if params.seed is None else params.seed
-            for index in range(params.n):
-                pending[self.engine.add_request(output.prompt_token_ids, params, derived_seed(seed, index))] = output
+            pending.update(dict.fromkeys(self.engine.add_request(output.prompt_token_ids, params), output))
         except ForerunError as error:
             output.error = error
         return output
@@ -144,7 +173,7 @@ class LLM:
         params = params or SamplingParams()
         if params.n != 1:
             raise InvalidInputError("n", params.n, "stream one continuation at a time, or use generate")
-        request_id = self.engine.add_request(self._encode(prompt), params)
+        (request_id,) = self.engine.add_request(self._encode(prompt), params)
         finished = False
         try:
             while not finished:

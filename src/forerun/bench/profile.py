@@ -44,7 +44,7 @@ def _params(temperature: float, max_tokens: int) -> SamplingParams:
 def _step_overhead(llm: LLM, prompt: list[int], temperature: float, repetitions: int) -> dict[str, float]:
     """A plain decoding step against the bare forward of the same row; both at every position, one after the other."""
     engine = llm.engine
-    request_id = engine.add_request(prompt, _params(temperature, repetitions + WARM_UP))
+    (request_id,) = engine.add_request(prompt, _params(temperature, repetitions + WARM_UP))
     steps, forwards = [], []
     try:
         for _ in range(WARM_UP):
@@ -74,7 +74,7 @@ def _draft_overhead(llm: LLM, drafter: DraftModel, prompt: list[int], repetition
         for layer, row in zip(layers, rows, strict=True):
             layer(row)
 
-    request_id = engine.add_request(prompt, _params(0.0, WARM_UP + DRAFT_TOKENS))
+    (request_id,) = engine.add_request(prompt, _params(0.0, WARM_UP + DRAFT_TOKENS))
     drafts, matrices = [], []
     try:
         for _ in range(2):  # the prompt, and one token that no cache holds

@@ -14,11 +14,12 @@ from forerun.drafters import Drafter
 from forerun.engine.detokenizer import Detokenizer
 from forerun.engine.model_runner import ModelRunner
 from forerun.engine.request import Batch, Request, RequestUpdate
+from forerun.engine.saved_request import SavedRequest
 from forerun.engine.scheduler import Scheduler
 from forerun.engine.verifier import Verifier
 from forerun.kv_cache.contiguous import ContiguousCache
 from forerun.models.causal_model import CausalModel
-from forerun.sampling.noise import GumbelNoise
+from forerun.sampling.noise import GumbelNoise, derived_seed
 from forerun.speculator.speculator import Speculator
 from forerun.types import InvalidInputError, Verified
 
@@ -47,31 +48,46 @@ class LLMEngine:
         self.verifier = Verifier(noise)
         self._next_request_id = 0
 
-    def add_request(self, prompt_token_ids: list[int], params: SamplingParams, seed: int | None = None) -> int:
-        """Queues one continuation; returns its id. Raises InvalidInputError for what cannot be honoured."""
+    def add_request(self, prompt_token_ids: list[int], params: SamplingParams) -> list[int]:
+        """Queues the `n` continuations of a prompt, which is prefilled once; returns their ids. Raises InvalidInputError for what cannot be honoured."""
         self._check(prompt_token_ids, params)
+        seed = secrets.randbits(32) if params.seed is None else params.seed
+        prompt_id = self._next_request_id
+        self._next_request_id += params.n
+        for index in range(params.n):
+            self.scheduler.add(self._request(prompt_id + index, prompt_id, prompt_token_ids, params, derived_seed(seed, index)))
+        return list(range(prompt_id, self._next_request_id))
+
+    def resume_request(self, saved: SavedRequest) -> Request:
+        """Queues a saved request behind its last token, unless that token ended it. Raises InvalidInputError like `add_request`."""
+        self._check(saved.prompt_token_ids, saved.params)
+        self._check_token_ids(saved.output_token_ids)
         request_id = self._next_request_id
         self._next_request_id += 1
-        seed = params.seed if seed is None else seed
+        request = self._request(request_id, request_id, saved.prompt_token_ids, saved.params, saved.seed)
+        for token_id in saved.output_token_ids:
+            self.scheduler.append(request, token_id)
+            if request.finish_reason is not None:
+                return request
+        self.scheduler.add(request)
+        return request
+
+    def _request(self, request_id: int, prompt_id: int, prompt_token_ids: list[int], params: SamplingParams, seed: int) -> Request:
         own_ends = params.stop_token_ids if params.ignore_eos else (*self.eos_token_ids, *params.stop_token_ids)
-        self.scheduler.add(
-            Request(
-                request_id=request_id,
-                prompt_token_ids=list(prompt_token_ids),
-                params=params,
-                seed=secrets.randbits(32) if seed is None else seed,
-                end_token_ids=tuple(dict.fromkeys(own_ends)),
-                detokenizer=Detokenizer(self.tokenizer, prompt_token_ids, tuple(params.stop), params.min_tokens),
-            )
+        return Request(
+            request_id=request_id,
+            prompt_token_ids=list(prompt_token_ids),
+            params=params,
+            seed=seed,
+            end_token_ids=tuple(dict.fromkeys(own_ends)),
+            detokenizer=Detokenizer(self.tokenizer, prompt_token_ids, tuple(params.stop), params.min_tokens),
+            prompt_id=prompt_id,
         )
-        return request_id
 
     def _check(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
         if not prompt_token_ids:
             raise InvalidInputError("prompt", prompt_token_ids, "give at least one token")
-        outside = [i for i in (*prompt_token_ids, *params.logit_bias, *params.stop_token_ids) if not 0 <= i < self.vocab_size]
-        if outside:
-            raise InvalidInputError("token id", outside[0], f"give ids from 0 to {self.vocab_size - 1}, the target's vocabulary")
+        self._check_token_ids((*prompt_token_ids, *params.logit_bias, *params.stop_token_ids))
         room = self.max_model_len - len(prompt_token_ids)
         if room < 1:
             raise InvalidInputError("prompt", f"{len(prompt_token_ids)} tokens", f"shorten it to at most {self.max_model_len - 1}, the context less one")
@@ -81,6 +97,11 @@ class LLMEngine:
             raise InvalidInputError("stop", params.stop, "give a tokenizer, or use stop_token_ids")
         if params.logprobs is not None and params.logprobs > self.vocab_size:
             raise InvalidInputError("logprobs", params.logprobs, f"ask for at most {self.vocab_size}, the vocabulary")
+
+    def _check_token_ids(self, token_ids: Sequence[int]) -> None:
+        outside = [token_id for token_id in token_ids if not 0 <= token_id < self.vocab_size]
+        if outside:
+            raise InvalidInputError("token id", outside[0], f"give ids from 0 to {self.vocab_size - 1}, the target's vocabulary")
 
     @property
     def has_unfinished_requests(self) -> bool:
@@ -111,10 +132,21 @@ class LLMEngine:
                 self.kv_cache.sequence(request.request_id).keep(kept.path)
 
     def _release(self, requests: Sequence[Request]) -> None:
-        request_ids = [request.request_id for request in requests]
-        self.speculator.free(request_ids)
-        for request_id in request_ids:
-            self.kv_cache.free(request_id)
+        self.speculator.free([request.request_id for request in requests])
+        for request in requests:
+            heir = self._heir(request)
+            if heir is not None:
+                self.kv_cache.hand_over(request.request_id, heir.request_id, len(request.prompt_token_ids) - 1)
+            else:
+                self.kv_cache.free(request.request_id)
+
+    def _heir(self, request: Request) -> Request | None:
+        """A waiting continuation of the same prompt, which need not prefill it again."""
+        num_shared = len(request.prompt_token_ids) - 1
+        if request.error is not None or request.request_id not in self.kv_cache or self.kv_cache.sequence(request.request_id).num_tokens < num_shared:
+            return None
+        siblings = (other for other in self.scheduler.waiting if other.prompt_id == request.prompt_id)
+        return next((other for other in siblings if other.request_id not in self.kv_cache), None)
 
     @staticmethod
     def _account(batch: Batch, num_draft_tokens: Sequence[int], clock: Sequence[float]) -> None:

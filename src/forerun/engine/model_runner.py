@@ -25,16 +25,27 @@ class ModelRunner:
 
         Trees stand depth first.
         """
+        joined = {request.request_id for request in batch.joined}
+        prefilled = {request.prompt_id: request for request in batch.requests if request.request_id not in joined}
         for request in batch.joined:
-            self._prefill(request)
+            self._prefill(request, prefilled.get(request.prompt_id))
+            prefilled[request.prompt_id] = request
         return self.model.forward([self._rows(request, tree) for request, tree in zip(batch.requests, trees, strict=True)])
 
-    def _prefill(self, request: Request) -> None:
+    def _prefill(self, request: Request, sibling: Request | None) -> None:
+        """Fills the cache with all known tokens but the last; those of the prompt come from a sibling, if there is or was one."""
         num_tokens = len(request.prompt_token_ids) + request.params.max_tokens
-        kv = self._kv_cache.allocate(request.request_id, num_tokens)
         known = request.token_ids[:-1]
-        self.model.prefill(Segment(kv, known, 0))
-        kv.advance(len(known))
+        if request.request_id in self._kv_cache:
+            kv = self._kv_cache.sequence(request.request_id)
+        elif sibling is not None:
+            kv = self._kv_cache.fork(sibling.request_id, request.request_id, num_tokens, len(request.prompt_token_ids) - 1)
+        else:
+            kv = self._kv_cache.allocate(request.request_id, num_tokens)
+        missing = known[kv.num_tokens :]
+        if missing:
+            self.model.prefill(Segment(kv, missing, kv.num_tokens))
+            kv.advance(len(missing))
 
     def _rows(self, request: Request, tree: TokenTree) -> Segment:
         kv = self._kv_cache.sequence(request.request_id)

@@ -20,6 +20,7 @@ class Request:
     seed: int
     end_token_ids: tuple[int, ...]  # EOS unless ignored, and the request's own stop tokens
     detokenizer: Detokenizer
+    prompt_id: int = -1  # shared by the continuations of one prompt
     arrival: float = field(default_factory=time.perf_counter)
 
     # set by the scheduler

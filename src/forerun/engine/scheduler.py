@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from forerun.engine.request import Batch, Request, RequestUpdate
-from forerun.types import FinishReason, StreamedToken, Verified
+from forerun.types import StreamedToken, Verified
 
 
 class Scheduler:
@@ -49,13 +49,11 @@ class Scheduler:
             return RequestUpdate(request, [])
         tokens: list[StreamedToken] = []
         for row, token_id in enumerate(kept.token_ids):
-            request.append(token_id)
             if kept.logprobs:
                 request.logprobs.append(kept.logprobs[row])
-            text, reason = self._read(request, token_id)
-            tokens.append(StreamedToken(token_id, text, row < kept.num_accepted_tokens, reason))
-            if reason is not None:
-                request.finish_reason = reason
+            text = self.append(request, token_id)
+            tokens.append(StreamedToken(token_id, text, row < kept.num_accepted_tokens, request.finish_reason))
+            if request.finish_reason is not None:
                 break
         stats = request.stats
         stats.num_target_passes += 1
@@ -64,16 +62,17 @@ class Scheduler:
         return RequestUpdate(request, tokens)
 
     @staticmethod
-    def _read(request: Request, token_id: int) -> tuple[str, FinishReason | None]:
-        """The text that a token releases, and whether the request ends with it."""
+    def append(request: Request, token_id: int) -> str:
+        """Adds a token to a request, and ends the request where that is its end; returns the text that the token releases."""
+        request.append(token_id)
         detokenizer = request.detokenizer
         if token_id in request.end_token_ids:
-            request.stop_reason = token_id
-            return detokenizer.finish(), "stop"
+            request.finish_reason, request.stop_reason = "stop", token_id
+            return detokenizer.finish()
         text = detokenizer.feed(token_id)
         if detokenizer.matched_stop is not None:
-            request.stop_reason = detokenizer.matched_stop
-            return text, "stop"
-        if len(request.output_token_ids) >= request.params.max_tokens:
-            return text + detokenizer.finish(), "length"
-        return text, None
+            request.finish_reason, request.stop_reason = "stop", detokenizer.matched_stop
+        elif len(request.output_token_ids) >= request.params.max_tokens:
+            request.finish_reason = "length"
+            text += detokenizer.finish()
+        return text

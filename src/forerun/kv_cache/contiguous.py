@@ -87,6 +87,14 @@ class ContiguousCache:
         sequence = self._sequences[request_id] = self._sequences[source_id].fork(num_shared, num_tokens, num_shared)
         return sequence
 
+    def hand_over(self, request_id: int, heir_id: int, num_shared: int) -> None:
+        assert heir_id not in self._sequences, f"request {heir_id} already has a cache"
+        sequence = self._sequences[heir_id] = self._sequences.pop(request_id)
+        sequence.crop(num_shared)
+
+    def __contains__(self, request_id: int) -> bool:
+        return request_id in self._sequences
+
     def sequence(self, request_id: int) -> ContiguousSequence:
         return self._sequences[request_id]
 
