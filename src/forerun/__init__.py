@@ -1,7 +1,7 @@
 """forerun: speculative decoding for transformers models. The same tokens, sooner."""
 
 from forerun.candidates import CandidateVerification, verify_candidate_sequence
-from forerun.config import SamplingParams
+from forerun.config import SamplingParams, StructuredOutputsParams
 from forerun.custom_generate import generate
 from forerun.drafters import Drafter, DrafterContext, DraftRequest
 from forerun.llm import LLM
@@ -35,6 +35,7 @@ __all__ = [
     "SamplingParams",
     "SpeculationStats",
     "StreamedToken",
+    "StructuredOutputsParams",
     "TokenTree",
     "Verified",
     "generate",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import secrets
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -134,7 +135,8 @@ class LLM:
             output.prompt_token_ids = self._encode(prompt)
             seed = secrets.randbits(32) if params.seed is None else params.seed
             for index in range(params.n):
-                pending[self.engine.add_request(output.prompt_token_ids, params, derived_seed(seed, index))] = output
+                asked = params if index == 0 else replace(params, prompt_logprobs=None)  # one prompt, one answer
+                pending[self.engine.add_request(output.prompt_token_ids, asked, derived_seed(seed, index))] = output
         except ForerunError as error:
             output.error = error
         return output
@@ -215,6 +217,8 @@ def _collect(output: RequestOutput, request: Request) -> None:
         output.error = request.error
         return
     assert request.finish_reason is not None
+    if request.params.prompt_logprobs is not None:
+        output.prompt_logprobs = request.prompt_logprobs
     output.completions.append(
         CompletionOutput(
             text=request.detokenizer.text,

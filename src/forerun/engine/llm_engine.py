@@ -18,7 +18,10 @@ from forerun.engine.scheduler import Scheduler
 from forerun.engine.verifier import Verifier
 from forerun.kv_cache.contiguous import ContiguousCache
 from forerun.models.causal_model import CausalModel
+from forerun.sampling.bad_words import bad_word_token_ids
+from forerun.sampling.grammar import Grammars
 from forerun.sampling.noise import GumbelNoise
+from forerun.sampling.path_state import PathState
 from forerun.speculator.speculator import Speculator
 from forerun.types import InvalidInputError, Verified
 
@@ -45,11 +48,13 @@ class LLMEngine:
         self.speculator = Speculator(drafters, config, model.vocab_size)
         self.model_runner = ModelRunner(model, self.kv_cache)
         self.verifier = Verifier(noise)
+        self._grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab_size, eos_token_ids)
         self._next_request_id = 0
 
     def add_request(self, prompt_token_ids: list[int], params: SamplingParams, seed: int | None = None) -> int:
         """Queues one continuation; returns its id. Raises InvalidInputError for what cannot be honoured."""
         self._check(prompt_token_ids, params)
+        path_state = self._path_state(params)
         request_id = self._next_request_id
         self._next_request_id += 1
         seed = params.seed if seed is None else seed
@@ -62,6 +67,7 @@ class LLMEngine:
                 seed=secrets.randbits(32) if seed is None else seed,
                 end_token_ids=tuple(dict.fromkeys(own_ends)),
                 detokenizer=Detokenizer(self.tokenizer, prompt_token_ids, tuple(params.stop), params.min_tokens),
+                path_state=path_state,
             )
         )
         return request_id
@@ -79,8 +85,25 @@ class LLMEngine:
             raise InvalidInputError("max_tokens", params.max_tokens, f"ask for at most {room}: the context is {self.max_model_len}, the prompt has {len(prompt_token_ids)}")
         if params.stop and self.tokenizer is None:
             raise InvalidInputError("stop", params.stop, "give a tokenizer, or use stop_token_ids")
-        if params.logprobs is not None and params.logprobs > self.vocab_size:
-            raise InvalidInputError("logprobs", params.logprobs, f"ask for at most {self.vocab_size}, the vocabulary")
+        for name, asked in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+            if asked is not None and asked > self.vocab_size:
+                raise InvalidInputError(name, asked, f"ask for at most {self.vocab_size}, the vocabulary")
+
+    def _path_state(self, params: SamplingParams) -> PathState | None:
+        """Words become token ids, a language becomes a matcher, processors are copied: once a request."""
+        bad_words: tuple[tuple[int, ...], ...] = ()
+        if params.bad_words:
+            if self.tokenizer is None:
+                raise InvalidInputError("bad_words", params.bad_words, "give a tokenizer, or forbid single tokens with logit_bias")
+            bad_words = bad_word_token_ids(params.bad_words, self.tokenizer, self.vocab_size)
+        grammar = None
+        if params.structured_outputs is not None:
+            if self._grammars is None:
+                raise InvalidInputError("structured_outputs", params.structured_outputs, "give a tokenizer: a grammar speaks of text")
+            if not self.eos_token_ids:
+                raise InvalidInputError("structured_outputs", params.structured_outputs, "the model has no end token, which ends a complete output: name one in its generation config")
+            grammar = self._grammars.start(params.structured_outputs)
+        return PathState.of(bad_words, grammar, params.logits_processors)
 
     @property
     def has_unfinished_requests(self) -> bool:

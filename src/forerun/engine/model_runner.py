@@ -10,6 +10,7 @@ from forerun.engine.request import Batch, Request
 from forerun.kv_cache.protocol import KVCache
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
+from forerun.sampling.sampler import token_logprobs
 from forerun.types import TokenTree
 
 
@@ -30,8 +31,17 @@ class ModelRunner:
         num_tokens = len(request.prompt_token_ids) + request.params.max_tokens
         kv = self._kv_cache.allocate(request.request_id, num_tokens)
         known = request.token_ids[:-1]
-        self.model.prefill(Segment(kv, known, 0))
+        if request.params.prompt_logprobs is None:
+            self.model.prefill(Segment(kv, known, 0))
+        else:
+            self._prefill_with_logprobs(request, Segment(kv, known, 0), request.params.prompt_logprobs)
         kv.advance(len(known))
+
+    def _prefill_with_logprobs(self, request: Request, segment: Segment, num_top: int) -> None:
+        """Row `i` of a prompt's logits speaks of its token `i + 1`; of the first token nothing does."""
+        rows = (row for logits in self.model.prefill_logits(segment) for row in logits)
+        following = request.prompt_token_ids[1:]
+        request.prompt_logprobs = [None, *(token_logprobs(row, token_id, num_top) for row, token_id in zip(rows, following, strict=True))]
 
     def _rows(self, request: Request, tree: TokenTree) -> Segment:
         assert tree.is_chain, "the speculator lets only chains through"

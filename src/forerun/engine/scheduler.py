@@ -44,9 +44,6 @@ class Scheduler:
         return updates
 
     def _commit_one(self, request: Request, kept: Verified) -> RequestUpdate:
-        if kept.error is not None:
-            request.error, request.finish_reason = kept.error, "error"
-            return RequestUpdate(request, [])
         tokens: list[StreamedToken] = []
         for row, token_id in enumerate(kept.token_ids):
             request.append(token_id)
@@ -57,6 +54,8 @@ class Scheduler:
             if reason is not None:
                 request.finish_reason = reason
                 break
+        if kept.error is not None and request.finish_reason is None:
+            request.error, request.finish_reason = kept.error, "error"
         stats = request.stats
         stats.num_target_passes += 1
         stats.num_output_tokens += len(tokens)

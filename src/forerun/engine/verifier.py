@@ -36,22 +36,42 @@ class Verifier:
         return verified
 
     def _verify_one(self, request: Request, tree: TokenTree, rows: torch.Tensor, best_ids: list[int]) -> Verified:
-        params = request.params
+        params, state = request.params, request.path_state
+        known: list[int] = []  # drawn at the rows so far
 
         def target_token_at(node: int) -> int:
             if params.is_plain_argmax:
                 return int(best_ids[1 + node])
             prefix = request.output_token_ids + tree.path_to(node)
-            processed = process(rows[1 + node], params, request.prompt_token_ids, prefix, request.end_token_ids)
+            processed = process(rows[1 + node], params, request.prompt_token_ids, prefix, request.end_token_ids, state)
             position = len(request.prompt_token_ids) + len(prefix)
-            return draw(processed, None if params.is_greedy else self._noise.row(request.seed, position))
+            known.append(draw(processed, None if params.is_greedy else self._noise.row(request.seed, position)))
+            if state is not None:
+                state.advance(known[-1])  # rows come in the order of the text, accepted ones alone
+            return known[-1]
 
-        path, token_ids = walk(tree, target_token_at)
+        error = None
+        try:
+            path, token_ids = walk(tree, target_token_at)
+        except RequestFailedError as broken:
+            # plain decoding would have emitted what was known before
+            path, token_ids, error = _path_along(tree, known), tuple(known), broken
         if params.logprobs is None:
-            return Verified(path, token_ids)
-        visited = zip((-1, *path), token_ids, strict=True)
+            return Verified(path, token_ids, error=error)
+        visited = zip((-1, *path), token_ids, strict=False)
         logprobs = tuple(token_logprobs(rows[1 + node], token_id, params.logprobs) for node, token_id in visited)
-        return Verified(path, token_ids, logprobs)
+        return Verified(path, token_ids, logprobs, error)
+
+
+def _path_along(tree: TokenTree, token_ids: Sequence[int]) -> tuple[int, ...]:
+    """The nodes that carry these tokens, from the root down, as far as there are any."""
+    path: list[int] = []
+    for token_id in token_ids:
+        child = tree.child(path[-1] if path else -1, token_id)
+        if child is None:
+            break
+        path.append(child)
+    return tuple(path)
 
 
 def _failed(request: Request) -> Verified:
