@@ -20,6 +20,7 @@ from forerun.drafters.prompt_lookup import MAX_NGRAM, MIN_NGRAM, PromptLookup
 from forerun.kv_cache.contiguous import ContiguousSequence
 from forerun.models.attention import Segment
 from forerun.sampling.noise import GumbelNoise
+from forerun.sampling.path_state import PathState
 
 
 @dataclass
@@ -29,6 +30,7 @@ class FakeRequest:
     params: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=0.0, max_tokens=60))
     request_id: int = 0
     seed: int = 5
+    path_state: PathState | None = None
 
     @property
     def token_ids(self) -> list[int]:

@@ -22,6 +22,7 @@ PUBLIC = [
     "SavedRequest",
     "SpeculationStats",
     "StreamedToken",
+    "StructuredOutputsParams",
     "TokenTree",
     "Verified",
     "generate",
@@ -30,7 +31,8 @@ PUBLIC = [
 
 SAMPLING_PARAMS = [
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "stop",
-    "stop_token_ids", "max_tokens", "min_tokens", "n", "seed", "logprobs", "ignore_eos", "num_draft_tokens", "acceptance",
+    "stop_token_ids", "max_tokens", "min_tokens", "n", "seed", "logprobs", "ignore_eos", "num_draft_tokens", "acceptance", "bad_words",
+    "prompt_logprobs", "structured_outputs", "logits_processors", "num_beams",
 ]  # fmt: skip
 
 LLM_SETTINGS = ["target", "drafter", "dtype", "device", "tokenizer", "max_num_seqs", "max_model_len", "num_draft_tokens"]

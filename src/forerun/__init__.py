@@ -1,7 +1,7 @@
 """forerun: speculative decoding for transformers models. The same tokens, sooner."""
 
 from forerun.candidates import CandidateVerification, verify_candidate_sequence
-from forerun.config import SamplingParams
+from forerun.config import SamplingParams, StructuredOutputsParams
 from forerun.custom_generate import generate
 from forerun.drafters import Drafter, DrafterContext, DraftRequest
 from forerun.engine.saved_request import SavedRequest
@@ -37,6 +37,7 @@ __all__ = [
     "SavedRequest",
     "SpeculationStats",
     "StreamedToken",
+    "StructuredOutputsParams",
     "TokenTree",
     "Verified",
     "generate",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,6 +23,44 @@ DTYPES = {
     "float16": torch.float16, "fp16": torch.float16,
 }  # fmt: skip
 
+_LANGUAGE_KINDS: dict[str, tuple[type, ...]] = {"json": (str, dict), "regex": (str,), "choice": (list, tuple), "grammar": (str,), "json_object": (bool,)}
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredOutputsParams:
+    """A language that the output must be a sentence of: exactly one of these. Names and meanings are vLLM's.
+
+    `json`: a JSON schema, as text or a dict. `regex`: the whole output matches it (Rust's syntax: no look-around, no backreferences).
+    `choice`: one of these texts. `grammar`: a Lark grammar, or an EBNF one in GBNF's notation. `json_object`: any JSON object.
+
+    Raises InvalidInputError for none or several of them; what the fields say is read when a request is added.
+    """
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: tuple[str, ...] | list[str] | None = None
+    grammar: str | None = None
+    json_object: bool = False
+
+    def __post_init__(self) -> None:
+        given = [each.name for each in fields(self) if getattr(self, each.name) not in (None, False)]
+        if len(given) != 1:
+            names = ", ".join(each.name for each in fields(self))
+            raise InvalidInputError("structured_outputs", given, f"give exactly one of {names}")
+        name, value = self.chosen
+        kinds = _LANGUAGE_KINDS[name]
+        if not isinstance(value, kinds):
+            raise InvalidInputError(f"structured_outputs.{name}", value, f"give {' or '.join(kind.__name__ for kind in kinds)}")
+        if self.choice is not None:
+            if not self.choice or not all(isinstance(text, str) for text in self.choice):
+                raise InvalidInputError("structured_outputs.choice", value, "give at least one text")
+            object.__setattr__(self, "choice", tuple(self.choice))
+
+    @property
+    def chosen(self) -> tuple[str, Any]:
+        """The field that was given, and its value."""
+        return next((each.name, value) for each in fields(self) if (value := getattr(self, each.name)) not in (None, False))
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -31,7 +69,12 @@ class SamplingParams:
     `temperature` 0 is greedy. `top_k` -1 and `top_p` 1.0 are off. Penalties look at the output (repetition: at the
     prompt too). `logit_bias` maps token ids to additions. `stop` strings end the text before themselves,
     `stop_token_ids` and the model's EOS (unless `ignore_eos`) end it with themselves, neither before `min_tokens`.
-    `seed` None draws one, and the output reports it. `logprobs` asks for that many most likely tokens a position.
+    `seed` None draws one, and the output reports it. `logprobs` asks for that many most likely tokens a position, `prompt_logprobs`
+    for the same of the prompt, both of the target before any processing. `bad_words` are not written, neither first nor behind a space.
+    `structured_outputs` (also as a dict of its fields) holds the output to a language; the end comes where the language allows it.
+    `logits_processors` are transformers': called with `input_ids` [1, num_tokens] and `scores` [1, vocab_size] of one row, the text's rows
+    in order; each continuation has copies of its own, so they may keep state (not in a function's closure, which no copy separates).
+    `num_beams` is there to say no: beams are not samples of the target's law.
     `num_draft_tokens` is this request's draft length: a number, "auto" (adapts, down to none), 0 (plain decoding),
     None (the engine's). `acceptance` "match" gives the same tokens with any draft or none; "block" accepts more of a drawn draft at
     temperatures over 0, and gives the same law of the text but not the same tokens.
@@ -57,11 +100,20 @@ class SamplingParams:
     ignore_eos: bool = False
     num_draft_tokens: NumDraftTokens | None = None
     acceptance: Acceptance = "match"
+    bad_words: tuple[str, ...] | list[str] = ()
+    prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputsParams | None = None
+    logits_processors: tuple[Callable[..., torch.Tensor], ...] | list[Callable[..., torch.Tensor]] = ()
+    num_beams: int = 1
 
     def __post_init__(self) -> None:
         self._normalise("stop", lambda value: (value,) if isinstance(value, str) else tuple(value or ()), "give strings that are not empty")
         self._normalise("stop_token_ids", lambda value: tuple(map(operator.index, value or ())), "give token ids")
         self._normalise("logit_bias", lambda value: {int(i): float(bias) for i, bias in (value or {}).items()}, "give token ids with numbers")
+        self._normalise("bad_words", tuple, "give a list of texts")
+        self._normalise("logits_processors", tuple, "give a list of callables")
+        if isinstance(self.structured_outputs, dict):
+            self._normalise("structured_outputs", lambda value: StructuredOutputsParams(**value), "give a StructuredOutputsParams(...)")
         self._check_number("temperature", 0.0, math.inf, "give a number of 0 or more; 0 is greedy")
         self._check_number("top_p", 0.0, 1.0, "give a share over 0 and up to 1; 1 is off", open_low=True)
         self._check_number("min_p", 0.0, 1.0, "give a share from 0 to 1; 0 is off")
@@ -73,20 +125,34 @@ class SamplingParams:
         self._check_integer("n", 1)
         if self.top_k != -1:
             self._check_integer("top_k", 1, "give a whole number of 1 or more, or -1 for off")
-        if self.logprobs is not None:
-            self._check_integer("logprobs", 0)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                self._check_integer(name, 0)
         if self.seed is not None:
             self._check_integer("seed", 0)
         if self.min_tokens > self.max_tokens:
             raise InvalidInputError("min_tokens", self.min_tokens, f"give at most max_tokens ({self.max_tokens})")
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise InvalidInputError("stop", self.stop, "give strings that are not empty")
+        self._check_constraints()
         if any(not math.isfinite(bias) for bias in self.logit_bias.values()):
             raise InvalidInputError("logit_bias", self.logit_bias, "give finite additions")
         if self.acceptance not in get_args(Acceptance):
             raise InvalidInputError("acceptance", self.acceptance, 'give "match" or "block"; rules that change the law of the text are not offered')
         if self.num_draft_tokens is not None:
             check_num_draft_tokens(self.num_draft_tokens)
+
+    def _check_constraints(self) -> None:
+        if any(not isinstance(word, str) or not word for word in self.bad_words):
+            raise InvalidInputError("bad_words", self.bad_words, "give texts that are not empty")
+        if any(not callable(processor) for processor in self.logits_processors):
+            raise InvalidInputError("logits_processors", self.logits_processors, "give callables (input_ids, scores) -> scores")
+        if self.structured_outputs is not None and not isinstance(self.structured_outputs, StructuredOutputsParams):
+            raise InvalidInputError("structured_outputs", self.structured_outputs, "give a StructuredOutputsParams(...)")
+        if self.structured_outputs is not None and self.ignore_eos:
+            raise InvalidInputError("ignore_eos", True, "leave it out: with structured_outputs the end token ends a complete output")
+        if self.num_beams != 1:
+            raise InvalidInputError("num_beams", self.num_beams, "beams are not samples of the target's law: ask for several continuations with n=...")
 
     def _normalise(self, name: str, convert: Callable[[Any], Any], remedy: str) -> None:
         try:
@@ -117,7 +183,12 @@ class SamplingParams:
     @property
     def is_plain_argmax(self) -> bool:
         """Greedy and nothing touches the logits: the row's argmax is the token."""
-        return self.is_greedy and not self.has_penalties and not self.logit_bias and self.min_tokens == 0
+        return self.is_greedy and not (self.has_penalties or self.logit_bias or self.min_tokens or self.carries_state)
+
+    @property
+    def carries_state(self) -> bool:
+        """What is allowed next depends on more than counts of tokens: the request has a `PathState`."""
+        return bool(self.bad_words or self.logits_processors) or self.structured_outputs is not None
 
 
 def check_num_draft_tokens(value: object) -> None:

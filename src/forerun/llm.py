@@ -244,6 +244,8 @@ def _collect(output: RequestOutput, request: Request) -> None:
         output.error = request.error
         return
     assert request.finish_reason is not None
+    if request.params.prompt_logprobs is not None:
+        output.prompt_logprobs = request.prompt_logprobs
     output.completions.append(
         CompletionOutput(
             text=request.detokenizer.text,

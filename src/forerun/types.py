@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -104,6 +104,14 @@ class TokenTree:
             return self
         return self._take(range(num_nodes))
 
+    def where(self, keeps: Callable[[int], bool]) -> TokenTree:
+        """Without the nodes that `keeps` refuses, and without what hangs on those. It is asked about no node behind a refused one."""
+        kept: dict[int, None] = {-1: None}
+        for node, parent in enumerate(self.parents):
+            if parent in kept and keeps(node):
+                kept[node] = None
+        return self if len(kept) == len(self) + 1 else self._take(list(kept)[1:])
+
     def depth_first(self) -> TokenTree:
         """The same tree with every branch's nodes side by side; siblings keep their order."""
         children: list[list[int]] = [[] for _ in range(len(self) + 1)]
@@ -129,7 +137,7 @@ class TokenTree:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log-probabilities of the target before any processing: of the emitted token, and of the most likely ones."""
+    """Log-probabilities of the target before any processing: of the token that is there, and of the most likely ones."""
 
     logprob: float
     top: dict[int, float]
@@ -137,7 +145,10 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What one request keeps of one step: `path` are the accepted tree nodes, `token_ids` those tokens and the target's own."""
+    """What one request keeps of one step: `path` are the accepted tree nodes, `token_ids` those tokens and the target's own.
+
+    With an `error` they are the tokens before it: the request ends with the error, unless one of them ends it first.
+    """
 
     path: tuple[int, ...]
     token_ids: tuple[int, ...]
@@ -231,12 +242,16 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """A prompt and its continuations, or the error that ended it. Reading a result of a failed request raises that error."""
+    """A prompt and its continuations, or the error that ended it. Reading a result of a failed request raises that error.
+
+    `prompt_logprobs`, where asked for: one entry a token of the prompt, None for the first, which nothing stands before.
+    """
 
     prompt: str | None
     prompt_token_ids: list[int]
     completions: list[CompletionOutput] = field(default_factory=list)
     error: ForerunError | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
     @property
     def outputs(self) -> list[CompletionOutput]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from forerun.config import SamplingParams
 from forerun.sampling.noise import GumbelNoise
+from forerun.sampling.path_state import PathState
 from forerun.types import TokenTree, Verified
 
 
@@ -29,6 +30,8 @@ class DraftRequest(Protocol):
     def output_token_ids(self) -> list[int]: ...
     @property
     def token_ids(self) -> list[int]: ...
+    @property
+    def path_state(self) -> PathState | None: ...  # the target's own: advance a `fork()` of it alone
 
 
 class Drafter(Protocol):

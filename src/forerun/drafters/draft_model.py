@@ -16,9 +16,10 @@ from forerun.models.causal_model import CausalModel
 from forerun.models.linear import pack_where_faster
 from forerun.models.loading import check_class, load_model, load_tokenizer, shared_copy, tokenizer_difference
 from forerun.sampling.noise import DRAFT_STREAM, stream_seed
+from forerun.sampling.path_state import PathState
 from forerun.sampling.processors import process
 from forerun.sampling.sampler import draw
-from forerun.types import ModelLoadError, TokenTree, Verified
+from forerun.types import ModelLoadError, RequestFailedError, TokenTree, Verified
 
 CAPTURED_ROWS = 8  # a draft step has one row a request, its first one or two
 
@@ -78,10 +79,11 @@ class DraftModel:
 
     def propose(self, requests: Sequence[DraftRequest], budget: Sequence[int]) -> list[TokenTree]:
         drafts: list[list[int]] = [[] for _ in requests]
-        laws: list[list[torch.Tensor]] = [[] for _ in requests]
+        laws: list[list[torch.Tensor | None]] = [[] for _ in requests]
         limits = [min(most, self._max_len - len(request.token_ids)) for request, most in zip(requests, budget, strict=True)]
         active = [index for index, limit in enumerate(limits) if limit > 0]
         segments = [self._catch_up(requests[index]) for index in active]
+        states = {index: _fork(requests[index].path_state) for index in active}
         while active:
             ends = list(accumulate(len(segment.token_ids) for segment in segments))
             logits = self._model.forward(segments)[:, : self._vocab_size]
@@ -89,9 +91,10 @@ class DraftModel:
                 logits = logits[[end - 1 for end in ends]]
             for segment in segments:
                 segment.kv.advance(len(segment.token_ids))
-            for index, (token_id, law) in zip(active, self._draw([requests[i] for i in active], [drafts[i] for i in active], logits), strict=True):
+            drawn = self._draw([requests[i] for i in active], [drafts[i] for i in active], [states[i] for i in active], logits)
+            for index, (token_id, law) in zip(active, drawn, strict=True):
                 drafts[index].append(token_id)
-                laws[index] += [] if law is None else [law]
+                laws[index].append(law)
             active = [index for index in active if len(drafts[index]) < limits[index]]
             segments = [self._next(requests[index].request_id, drafts[index][-1]) for index in active]
         return [TokenTree.chain(draft, laws=drawn_from) for draft, drawn_from in zip(drafts, laws, strict=True)]
@@ -118,26 +121,34 @@ class DraftModel:
         held.cached.append(token_id)
         return Segment(held.kv, [token_id], held.kv.num_tokens)
 
-    def _draw(self, requests: list[DraftRequest], drafts: list[list[int]], logits: torch.Tensor) -> list[tuple[int, torch.Tensor | None]]:
-        """The token that the drafter itself would emit, drawn with the noise that the target will use at that position.
-
-        For `acceptance="block"` with noise of its own instead, and with the law that it was drawn from.
-        """
+    def _draw(
+        self, requests: list[DraftRequest], drafts: list[list[int]], states: list[PathState | None], logits: torch.Tensor
+    ) -> list[tuple[int, torch.Tensor | None]]:
+        """The token that the drafter itself would emit, and for `acceptance="block"` the law that it was drawn from."""
         if all(request.params.is_plain_argmax for request in requests):
             return [(token_id, None) for token_id in logits.argmax(dim=-1).tolist()]
         drawn: list[tuple[int, torch.Tensor | None]] = []
-        for request, draft, row in zip(requests, drafts, logits, strict=True):
-            prefix = request.output_token_ids + draft
-            processed = process(row, request.params, request.prompt_token_ids, prefix, self._context.end_token_ids)
-            position = len(request.prompt_token_ids) + len(prefix)
-            if request.params.is_greedy:
-                drawn.append((draw(processed, None), None))
-            elif request.params.acceptance == "match":
-                drawn.append((draw(processed, self._context.noise.row(request.seed, position)), None))
-            else:
-                seed = stream_seed(request.seed, DRAFT_STREAM, len(request.token_ids))
-                drawn.append((draw(processed, self._context.noise.row(seed, position)), processed.softmax(dim=-1)))
+        for request, draft, state, row in zip(requests, drafts, states, logits, strict=True):
+            try:
+                drawn.append(self._draw_one(request, draft, state, row))
+            except RequestFailedError:
+                # where the target comes here too it ends the request; until then the bare argmax is a guess, and the neighbours go on
+                drawn.append((int(row.argmax()), None))
         return drawn
+
+    def _draw_one(
+        self, request: DraftRequest, draft: list[int], state: PathState | None, row: torch.Tensor
+    ) -> tuple[int, torch.Tensor | None]:
+        """Drawn with the noise that the target will use at that position; for "block" with noise of its own."""
+        prefix = request.output_token_ids + draft
+        processed = process(row, request.params, request.prompt_token_ids, prefix, self._context.end_token_ids, state)
+        is_block = request.params.acceptance == "block" and not request.params.is_greedy
+        seed = stream_seed(request.seed, DRAFT_STREAM, len(request.token_ids)) if is_block else request.seed
+        position = len(request.prompt_token_ids) + len(prefix)
+        token_id = draw(processed, None if request.params.is_greedy else self._context.noise.row(seed, position))
+        if state is not None:
+            state.advance(token_id)
+        return token_id, processed.softmax(dim=-1) if is_block else None
 
     def observe(self, requests: Sequence[DraftRequest], verified: Sequence[Verified]) -> None:
         pass  # the next propose compares the cache with the request's tokens
@@ -146,3 +157,11 @@ class DraftModel:
         for request_id in request_ids:
             self._sequences.pop(request_id, None)
             self._cache.free(request_id)
+
+
+def _fork(state: PathState | None) -> PathState | None:
+    """For a draft that is thrown away; None too where the request's processors cannot be copied any more."""
+    try:
+        return None if state is None else state.fork()
+    except RequestFailedError:
+        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -19,7 +20,10 @@ from forerun.engine.scheduler import Scheduler
 from forerun.engine.verifier import Verifier
 from forerun.kv_cache.contiguous import ContiguousCache
 from forerun.models.causal_model import CausalModel
+from forerun.sampling.bad_words import bad_word_token_ids
+from forerun.sampling.grammar import Grammars
 from forerun.sampling.noise import GumbelNoise, derived_seed
+from forerun.sampling.path_state import PathState
 from forerun.speculator.speculator import Speculator
 from forerun.types import InvalidInputError, Verified
 
@@ -46,6 +50,7 @@ class LLMEngine:
         self.speculator = Speculator(drafters, config, model.vocab_size)
         self.model_runner = ModelRunner(model, self.kv_cache)
         self.verifier = Verifier(noise)
+        self._grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab_size, eos_token_ids)
         self._next_request_id = 0
 
     def add_request(self, prompt_token_ids: list[int], params: SamplingParams) -> list[int]:
@@ -54,8 +59,12 @@ class LLMEngine:
         seed = secrets.randbits(32) if params.seed is None else params.seed
         prompt_id = self._next_request_id
         self._next_request_id += params.n
+        requests = []
         for index in range(params.n):
-            self.scheduler.add(self._request(prompt_id + index, prompt_id, prompt_token_ids, params, derived_seed(seed, index)))
+            own = params if index == 0 else replace(params, prompt_logprobs=None)  # one prompt, one answer
+            requests.append(self._request(prompt_id + index, prompt_id, prompt_token_ids, own, derived_seed(seed, index)))
+        for request in requests:  # none, if one is refused
+            self.scheduler.add(request)
         return list(range(prompt_id, self._next_request_id))
 
     def resume_request(self, saved: SavedRequest) -> Request:
@@ -67,6 +76,8 @@ class LLMEngine:
         request = self._request(request_id, request_id, saved.prompt_token_ids, saved.params, saved.seed)
         for token_id in saved.output_token_ids:
             self.scheduler.append(request, token_id)
+            if request.path_state is not None:
+                request.path_state.advance(token_id)
             if request.finish_reason is not None:
                 return request
         self.scheduler.add(request)
@@ -82,6 +93,7 @@ class LLMEngine:
             end_token_ids=tuple(dict.fromkeys(own_ends)),
             detokenizer=Detokenizer(self.tokenizer, prompt_token_ids, tuple(params.stop), params.min_tokens),
             prompt_id=prompt_id,
+            path_state=self._path_state(params),
         )
 
     def _check(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
@@ -95,8 +107,25 @@ class LLMEngine:
             raise InvalidInputError("max_tokens", params.max_tokens, f"ask for at most {room}: the context is {self.max_model_len}, the prompt has {len(prompt_token_ids)}")
         if params.stop and self.tokenizer is None:
             raise InvalidInputError("stop", params.stop, "give a tokenizer, or use stop_token_ids")
-        if params.logprobs is not None and params.logprobs > self.vocab_size:
-            raise InvalidInputError("logprobs", params.logprobs, f"ask for at most {self.vocab_size}, the vocabulary")
+        for name, asked in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+            if asked is not None and asked > self.vocab_size:
+                raise InvalidInputError(name, asked, f"ask for at most {self.vocab_size}, the vocabulary")
+
+    def _path_state(self, params: SamplingParams) -> PathState | None:
+        """Words become token ids, a language becomes a matcher, processors are copied: once a request."""
+        bad_words: tuple[tuple[int, ...], ...] = ()
+        if params.bad_words:
+            if self.tokenizer is None:
+                raise InvalidInputError("bad_words", params.bad_words, "give a tokenizer, or forbid single tokens with logit_bias")
+            bad_words = bad_word_token_ids(params.bad_words, self.tokenizer, self.vocab_size)
+        grammar = None
+        if params.structured_outputs is not None:
+            if self._grammars is None:
+                raise InvalidInputError("structured_outputs", params.structured_outputs, "give a tokenizer: a grammar speaks of text")
+            if not self.eos_token_ids:
+                raise InvalidInputError("structured_outputs", params.structured_outputs, "the model has no end token, which ends a complete output: name one in its generation config")
+            grammar = self._grammars.start(params.structured_outputs)
+        return PathState.of(bad_words, grammar, params.logits_processors)
 
     def _check_token_ids(self, token_ids: Sequence[int]) -> None:
         outside = [token_id for token_id in token_ids if not 0 <= token_id < self.vocab_size]

@@ -10,6 +10,7 @@ from forerun.engine.request import Batch, Request
 from forerun.kv_cache.protocol import KVCache
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
+from forerun.sampling.sampler import token_logprobs
 from forerun.types import TokenTree
 
 
@@ -43,9 +44,17 @@ class ModelRunner:
         else:
             kv = self._kv_cache.allocate(request.request_id, num_tokens)
         missing = known[kv.num_tokens :]
-        if missing:
+        if request.params.prompt_logprobs is not None:
+            self._prefill_with_logprobs(request, Segment(kv, missing, 0), request.params.prompt_logprobs)
+        elif missing:
             self.model.prefill(Segment(kv, missing, kv.num_tokens))
-            kv.advance(len(missing))
+        kv.advance(len(missing))
+
+    def _prefill_with_logprobs(self, request: Request, segment: Segment, num_top: int) -> None:
+        """Row `i` of a prompt's logits speaks of its token `i + 1`; of the first token nothing does."""
+        rows = (row for logits in self.model.prefill_logits(segment) for row in logits)
+        following = request.prompt_token_ids[1:]
+        request.prompt_logprobs = [None, *(token_logprobs(row, token_id, num_top) for row, token_id in zip(rows, following, strict=True))]
 
     def _rows(self, request: Request, tree: TokenTree) -> Segment:
         kv = self._kv_cache.sequence(request.request_id)

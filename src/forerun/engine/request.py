@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from forerun.config import SamplingParams
 from forerun.engine.detokenizer import Detokenizer
+from forerun.sampling.path_state import PathState
 from forerun.types import FinishReason, RequestFailedError, SpeculationStats, StreamedToken, TokenLogprobs
 
 
@@ -21,12 +22,14 @@ class Request:
     end_token_ids: tuple[int, ...]  # EOS unless ignored, and the request's own stop tokens
     detokenizer: Detokenizer
     prompt_id: int = -1  # shared by the continuations of one prompt
+    path_state: PathState | None = None  # grammar, bad words, processors; most requests have none
     arrival: float = field(default_factory=time.perf_counter)
 
     # set by the scheduler
     token_ids: list[int] = field(init=False)  # prompt and output
     output_token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None

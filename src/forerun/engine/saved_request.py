@@ -29,8 +29,11 @@ class SavedRequest:
     def __post_init__(self) -> None:
         if self.params.n != 1:
             raise InvalidInputError("n", self.params.n, "save each continuation by itself: SavedRequest.of(output, params, index)")
-        if self.params.logprobs is not None:
-            raise InvalidInputError("logprobs", self.params.logprobs, "those of the saved tokens are gone: leave it out to save or resume")
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self.params, name) is not None:
+                raise InvalidInputError(name, getattr(self.params, name), "those of the saved tokens are gone: leave it out to save or resume")
+        if self.params.logits_processors:
+            raise InvalidInputError("logits_processors", self.params.logits_processors, "code and its state cannot be written down: leave it out to save or resume")
         if len(self.output_token_ids) > self.params.max_tokens:
             raise InvalidInputError("max_tokens", self.params.max_tokens, f"{len(self.output_token_ids)} tokens are written already: ask for more")
 

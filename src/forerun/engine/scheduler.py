@@ -44,9 +44,6 @@ class Scheduler:
         return updates
 
     def _commit_one(self, request: Request, kept: Verified) -> RequestUpdate:
-        if kept.error is not None:
-            request.error, request.finish_reason = kept.error, "error"
-            return RequestUpdate(request, [])
         tokens: list[StreamedToken] = []
         for row, token_id in enumerate(kept.token_ids):
             if kept.logprobs:
@@ -55,6 +52,8 @@ class Scheduler:
             tokens.append(StreamedToken(token_id, text, row < kept.num_accepted_tokens, request.finish_reason))
             if request.finish_reason is not None:
                 break
+        if kept.error is not None and request.finish_reason is None:
+            request.error, request.finish_reason = kept.error, "error"
         stats = request.stats
         stats.num_target_passes += 1
         stats.num_output_tokens += len(tokens)

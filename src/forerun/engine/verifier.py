@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from forerun.engine.request import Batch, Request
 from forerun.sampling.noise import COIN_STREAM, TOKEN_STREAM, GumbelNoise, coin, stream_seed
+from forerun.sampling.path_state import PathState
 from forerun.sampling.processors import process
 from forerun.sampling.sampler import draw, token_logprobs, walk
 from forerun.sampling.traversal import traverse
@@ -43,37 +45,71 @@ class Verifier:
     def _verify_one(self, request: Request, tree: TokenTree, rows: torch.Tensor, best_ids: list[int]) -> Verified:
         params = request.params
         if params.acceptance == "block" and not params.is_greedy:
-            path, token_ids = self._traverse(request, tree, rows)
+            kept = self._traverse(request, tree, rows)
         else:
-            path, token_ids = self._match(request, tree, rows, best_ids)
+            kept = self._match(request, tree, rows, best_ids)
         if params.logprobs is None:
-            return Verified(path, token_ids)
-        visited = zip((-1, *path), token_ids, strict=True)
-        logprobs = tuple(token_logprobs(rows[1 + node], token_id, params.logprobs) for node, token_id in visited)
-        return Verified(path, token_ids, logprobs)
+            return kept
+        visited = zip((-1, *kept.path), kept.token_ids, strict=False)
+        return replace(kept, logprobs=tuple(token_logprobs(rows[1 + node], token_id, params.logprobs) for node, token_id in visited))
 
-    def _match(self, request: Request, tree: TokenTree, rows: torch.Tensor, best_ids: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        params = request.params
+    def _match(self, request: Request, tree: TokenTree, rows: torch.Tensor, best_ids: list[int]) -> Verified:
+        params, state = request.params, request.path_state
+        known: list[int] = []  # drawn at the rows so far
 
         def target_token_at(node: int) -> int:
             if params.is_plain_argmax:
                 return int(best_ids[1 + node])
-            prefix = request.output_token_ids + tree.path_to(node)
-            processed = process(rows[1 + node], params, request.prompt_token_ids, prefix, request.end_token_ids)
-            position = len(request.prompt_token_ids) + len(prefix)
-            return draw(processed, None if params.is_greedy else self._noise.row(request.seed, position))
+            position = len(request.token_ids) + len(known)
+            processed = _processed(request, rows[1 + node], known, state)
+            known.append(draw(processed, None if params.is_greedy else self._noise.row(request.seed, position)))
+            if state is not None:
+                state.advance(known[-1])  # rows come in the order of the text, accepted ones alone
+            return known[-1]
 
-        return walk(tree, target_token_at)
+        try:
+            return Verified(*walk(tree, target_token_at))
+        except RequestFailedError as error:
+            # plain decoding would have emitted what was known before
+            return Verified(_path_along(tree, known), tuple(known), error=error)
 
-    def _traverse(self, request: Request, tree: TokenTree, rows: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _traverse(self, request: Request, tree: TokenTree, rows: torch.Tensor) -> Verified:
+        # each node's, behind its row; empty for a request without one
+        states = {} if request.path_state is None else {-1: request.path_state}
+
         def target_law_at(node: int) -> torch.Tensor:
-            prefix = request.output_token_ids + tree.path_to(node)
-            return process(rows[1 + node], request.params, request.prompt_token_ids, prefix, request.end_token_ids).softmax(dim=-1)
+            if states and node >= 0:  # its parent was asked about before it
+                states[node] = states[tree.parents[node]].fork()
+                states[node].advance(tree.token_ids[node])
+            return _processed(request, rows[1 + node], tree.path_to(node), states.get(node)).softmax(dim=-1)
 
         coins, own = (stream_seed(request.seed, stream, len(request.token_ids)) for stream in (COIN_STREAM, TOKEN_STREAM))
-        path, law = traverse(tree, target_law_at, lambda node: coin(coins, node))
-        token_id = draw(law.log().float(), self._noise.row(own, len(request.token_ids) + len(path)))
-        return path, (*(tree.token_ids[node] for node in path), token_id)
+        try:
+            path, law = traverse(tree, target_law_at, lambda node: coin(coins, node))
+            token_id = draw(law.log().float(), self._noise.row(own, len(request.token_ids) + len(path)))
+            if states:
+                request.path_state = states[path[-1] if path else -1]
+                request.path_state.advance(token_id)
+        except RequestFailedError as error:
+            return Verified((), (), error=error)
+        return Verified(path, (*(tree.token_ids[node] for node in path), token_id))
+
+
+def _processed(request: Request, row: torch.Tensor, path_token_ids: Sequence[int], state: PathState | None) -> torch.Tensor:
+    """The row that stands behind these tokens of a draft."""
+    prefix = [*request.output_token_ids, *path_token_ids]
+    return process(row, request.params, request.prompt_token_ids, prefix, request.end_token_ids, state)
+
+
+def _path_along(tree: TokenTree, token_ids: Sequence[int]) -> tuple[int, ...]:
+    """The nodes that carry these tokens, from the root down, as far as there are any."""
+    path: list[int] = []
+    for token_id in token_ids:
+        child = tree.child(path[-1] if path else -1, token_id)
+        if child is None:
+            break
+        path.append(child)
+    return tuple(path)
 
 
 def _failed(request: Request) -> Verified:

@@ -37,11 +37,21 @@ class CausalModel:
 
     def prefill(self, segment: Segment) -> None:
         """Fills the cache with the segment's rows, cut at absolute positions; each cut is a pass of its own."""
+        for part in self._cuts(segment):
+            self._logits([part], 1)
+
+    def prefill_logits(self, segment: Segment) -> Iterator[torch.Tensor]:
+        """The same passes, the same keys and values, and every row's logits: `[num_rows, vocab_size]` a pass."""
+        for part in self._cuts(segment):
+            yield self._logits([part], 0)
+
+    @staticmethod
+    def _cuts(segment: Segment) -> Iterator[Segment]:
         done = 0
         while done < len(segment.token_ids):
             start = segment.start + done
             count = min(PREFILL_ROWS - start % PREFILL_ROWS, len(segment.token_ids) - done)
-            self._logits([Segment(segment.kv, segment.token_ids[done : done + count], start)], 1)
+            yield Segment(segment.kv, segment.token_ids[done : done + count], start)
             done += count
 
     def _passes(self, segments: list[Segment]) -> Iterator[list[Segment]]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from forerun.config import SamplingParams
+from forerun.sampling.path_state import PathState
+from forerun.types import RequestFailedError
 
 _NEVER = float("-inf")
 
@@ -18,21 +20,48 @@ def process(
     prompt_token_ids: Sequence[int],
     output_token_ids: Sequence[int],
     end_token_ids: Sequence[int],
+    # where the prefix stands in grammar and processors; None where the parameters ask for none of these
+    path_state: PathState | None = None,
 ) -> torch.Tensor:
     """`[vocab_size]` float32 whose softmax is the law of the next token; at temperature 0 whose argmax is the token.
 
-    Order (vLLM's): bias, `min_tokens`, penalties, temperature, min-p, top-k, top-p.
+    Order: bias, `min_tokens`, bad words and grammar, penalties, processors of the request's own, temperature, min-p, top-k, top-p
+    (vLLM's; transformers has its own processors there too). What `min_tokens`, a bad word or the grammar forbids stays forbidden
+    behind the processors. Raises RequestFailedError where a processor or the grammar breaks, or no token is left.
     """
     row = logits.to(torch.float32, copy=True)
     for token_id, bias in params.logit_bias.items():
         row[token_id] += bias
     if len(output_token_ids) < params.min_tokens and end_token_ids:
         row[list(end_token_ids)] = _NEVER
+    if path_state is not None:
+        path_state.mask_(row, output_token_ids)
     if params.has_penalties:
         _penalise_(row, params, prompt_token_ids, output_token_ids)
+    if path_state is not None:
+        row = _processed(row, params, path_state, prompt_token_ids, output_token_ids)
     if params.is_greedy:
         return row
     return truncate_(row.div_(params.temperature), params)
+
+
+def _processed(
+    row: torch.Tensor, params: SamplingParams, path_state: PathState, prompt: Sequence[int], output: Sequence[int]
+) -> torch.Tensor:
+    if path_state.processors:
+        forbidden = row == _NEVER
+        row = path_state.processed(row, [*prompt, *output]).masked_fill(forbidden, _NEVER)
+    best = float(row.max())
+    if best == _NEVER:
+        asked = {
+            "min_tokens": len(output) < params.min_tokens, "bad_words": params.bad_words,
+            "structured_outputs": params.structured_outputs is not None, "logits_processors": params.logits_processors,
+        }  # fmt: skip
+        together = " and ".join(name for name, active in asked.items() if active)
+        raise RequestFailedError(f"{together}: every token at position {len(prompt) + len(output)} is forbidden: loosen them")
+    if not abs(best) < float("inf"):
+        raise RequestFailedError("logits_processors: the scores that came back are not finite")
+    return row
 
 
 def _penalise_(row: torch.Tensor, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> None:

@@ -6,8 +6,9 @@ import logging
 import time
 from collections.abc import Sequence
 
-from forerun.config import EngineConfig
+from forerun.config import EngineConfig, NumDraftTokens
 from forerun.drafters.base import Drafter, DraftRequest
+from forerun.drafters.forced_tokens import ForcedTokens
 from forerun.speculator.draft_length import Cost, DraftLength
 from forerun.types import TokenTree, Verified
 
@@ -21,6 +22,7 @@ class Speculator:
 
     def __init__(self, drafters: Sequence[Drafter], config: EngineConfig, vocab_size: int) -> None:
         self.drafters = list(drafters)
+        self._forced_tokens = ForcedTokens()
         self._config = config
         self._vocab_size = vocab_size
         self._lengths: dict[int, DraftLength] = {}
@@ -30,8 +32,9 @@ class Speculator:
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         """One draft a request. A drafter that raises drafts nothing, and is named in the log."""
-        trees = [TokenTree()] * len(requests)
-        budget = [self._budget(request) for request in requests]
+        trees = self._forced(requests)
+        num_forced = [len(tree) for tree in trees]
+        budget = [self._budget(request) if not tree else 0 for request, tree in zip(requests, trees, strict=True)]
         began = time.perf_counter()
         for drafter in self.drafters:
             missing = [most if not tree else 0 for tree, most in zip(trees, budget, strict=True)]
@@ -39,34 +42,50 @@ class Speculator:
                 break
             try:
                 proposed = drafter.propose(requests, missing)
-                valid = [self._valid(tree, most) for tree, most in zip(proposed, missing, strict=True)]
+                valid = [self._valid(*each) for each in zip(requests, proposed, missing, strict=True)]
             except Exception:
                 logger.exception("drafter %s failed; this step goes on without it", drafter.name)
                 continue
             trees = [ours or theirs for ours, theirs in zip(trees, valid, strict=True)]
-        self._depths = [tree.depth for tree in trees]
+        # forced tokens cost next to nothing and are nearly always right: they say nothing about the drafters
+        self._depths = [tree.depth if not forced else 0 for tree, forced in zip(trees, num_forced, strict=True)]
         if any(self._depths):
             self._draft_token_cost.measured((time.perf_counter() - began) / max(self._depths))
         return trees
 
-    def _budget(self, request: DraftRequest) -> int:
-        """At most what `max_tokens` leaves beside the target's own token."""
+    def _forced(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        """What grammars force, also where "auto" would draft nothing: these guesses are free."""
+        limits = [self._limit(request) for request in requests]
+        forced = self._forced_tokens.propose(requests, limits)
+        return [self._valid(*each) for each in zip(requests, forced, limits, strict=True)]
+
+    def _asked(self, request: DraftRequest) -> NumDraftTokens:
         asked = request.params.num_draft_tokens
-        asked = self._config.num_draft_tokens if asked is None else asked
+        return self._config.num_draft_tokens if asked is None else asked
+
+    def _limit(self, request: DraftRequest) -> int:
+        """The most that may be drafted: at most what `max_tokens` leaves beside the target's own token."""
+        asked = self._asked(request)
         left = request.params.max_tokens - len(request.output_token_ids) - 1
-        if not self.drafters or asked == 0 or left <= 0:
-            return 0
-        if asked != "auto":
-            return min(asked, left)
+        return min(self._config.max_num_draft_tokens if asked == "auto" else asked, left) if self.drafters and left > 0 else 0
+
+    def _budget(self, request: DraftRequest) -> int:
+        """What the drafters are asked for."""
+        limit = self._limit(request)
+        if limit == 0 or self._asked(request) != "auto":
+            return limit
         measured = self._draft_token_cost.times and self._pass_cost.times
         cost = self._draft_token_cost.seconds / self._pass_cost.seconds if measured else UNMEASURED_COST
         length = self._lengths.setdefault(request.request_id, DraftLength())
-        return length.choose(cost, min(self._config.max_num_draft_tokens, left))
+        return length.choose(cost, limit)
 
-    def _valid(self, tree: TokenTree, most: int) -> TokenTree:
-        """Drafts are guesses from anywhere: cut to the budget, and before the first id that is no token of the target."""
+    def _valid(self, request: DraftRequest, tree: TokenTree, most: int) -> TokenTree:
+        """Drafts are guesses from anywhere: cut to the budget, before the first id that is no token of the target, and where they leave
+        the request's grammar. Drawn drafts (`laws`) keep what they drew: leaving some out would bend the law of the text.
+        """
         wrong = (node for node, token_id in enumerate(tree.token_ids) if not 0 <= token_id < self._vocab_size)
-        return tree.first(min(most, next(wrong, len(tree)))).depth_first()
+        tree = tree.first(min(most, next(wrong, len(tree)))).depth_first()
+        return tree if request.path_state is None or tree.laws else request.path_state.prune(tree)
 
     def observe(self, requests: Sequence[DraftRequest], verified: Sequence[Verified], verify_seconds: float | None) -> None:
         """What the target kept of the step, and how long its pass took; None where prompts were in it too."""
