@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from forerun.bench.acceptance_report import FLOOR, OVERLAP, Position, summarise, synthetic
+from forerun.bench.acceptance_report import FLOOR, OVERLAP, Position, mean_with_error, summarise, synthetic
 from forerun.bench.harness import Advance, circumstances, encode
 from forerun.bench.rules import MATCH_ARGMAX, argmax_survival, coupling_floor, overlap, survival, synthetic_pair
 from forerun.bench.workload import Prompt
-from forerun.config import GREEDY_BELOW, SamplingParams, check_num_draft_tokens
+from forerun.config import GREEDY_BELOW, Acceptance, SamplingParams, check_num_draft_tokens
 from forerun.drafters.draft_model import DraftModel
 from forerun.kv_cache.contiguous import ContiguousSequence
 from forerun.llm import LLM, Drafters, drafter_specs
@@ -36,7 +36,8 @@ class AcceptanceConfig:
     num_draft_tokens: tuple[int, ...] = (4, 8)
     max_tokens: int = 64
     every: int = 4
-    total_variations: tuple[float, ...] = (0.1, 0.2, 0.3)
+    total_variations: tuple[float, ...] = (0.1, 0.2, 0.3)  # of the synthetic pair
+    engine: bool = True  # whole texts through the engine, too
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -67,16 +68,23 @@ def compare_rules(config: AcceptanceConfig, prompts: Sequence[Prompt], advance: 
     target = llm.engine.model_runner.model
     pair = _Pair(target, drafter.model, GumbelNoise(target.vocab_size, target.device), longest)
     results = []
-    total = len(config.temperatures) * len(encoded)
-    for index, temperature in enumerate(config.temperatures):
-        params = SamplingParams(temperature=temperature, max_tokens=config.max_tokens, seed=0, ignore_eos=True, num_draft_tokens=0)
+    total = len(config.temperatures) * (len(encoded) + config.engine)
+    done = 0
+    for temperature in config.temperatures:
+        params = [_params(config, temperature, seed) for seed in range(len(encoded))]
         by_prompt = []
-        for number, prompt in enumerate(encoded):
-            advance(index * len(encoded) + number, total, f"temperature {temperature:g}")
-            text = llm.generate(prompt, params)[0]
-            starts = range(len(prompt), len(prompt) + config.max_tokens, config.every)
-            by_prompt.append(pair.positions(prompt + text.token_ids, starts, params, number))
-        results.append({"temperature": temperature, **summarise(by_prompt, config.num_draft_tokens)})
+        for prompt, each in zip(encoded, params, strict=True):
+            advance(done, total, f"temperature {temperature:g}")
+            text = llm.generate(prompt, each)[0].token_ids
+            by_prompt.append(pair.positions(prompt + text, range(len(prompt), len(prompt) + len(text), config.every), each))
+            done += 1
+        found = summarise(by_prompt, config.num_draft_tokens)
+        if config.engine:
+            advance(done, total, f"temperature {temperature:g}, engine")
+            for row in found["by_length"]:
+                row["engine"] = _through_engine(llm, encoded, [replace(each, num_draft_tokens=row["num_draft_tokens"]) for each in params])
+            done += 1
+        results.append({"temperature": temperature, **found})
     advance(total, total, "done")
     return {
         **circumstances(config.command, config.target, llm, drafter_specs(config.drafter, config.target)),
@@ -86,6 +94,21 @@ def compare_rules(config: AcceptanceConfig, prompts: Sequence[Prompt], advance: 
         "results": results,
         "synthetic": [synthetic(each, config.num_draft_tokens) for each in config.total_variations],
     }
+
+
+def _params(config: AcceptanceConfig, temperature: float, seed: int) -> SamplingParams:
+    """Of plain decoding. Each prompt has a seed of its own, or neighbours would share their luck."""
+    return SamplingParams(temperature=temperature, max_tokens=config.max_tokens, seed=seed, ignore_eos=True, num_draft_tokens=0)
+
+
+def _through_engine(llm: LLM, prompts: Sequence[list[int]], params: Sequence[SamplingParams]) -> dict[str, Any]:
+    """Tokens a pass of whole texts by rule, as the engine decodes them: it drafts where its last pass ended, and less at the end of a text."""
+    rules: tuple[Acceptance, ...] = ("match", "block")
+    found: dict[str, Any] = {}
+    for rule in rules:
+        outputs = llm.generate(list(prompts), [replace(each, acceptance=rule) for each in params])
+        found[rule] = mean_with_error([output.stats.acceptance_length for output in outputs])
+    return found
 
 
 class _Reader:
@@ -117,15 +140,16 @@ class _Pair:
     num_draft_tokens: int
 
     @torch.inference_mode()
-    def positions(self, token_ids: list[int], starts: Sequence[int], params: SamplingParams, seed: int) -> list[Position]:
+    def positions(self, token_ids: list[int], starts: Sequence[int], params: SamplingParams) -> list[Position]:
         """What the rules accept of drafts that follow the first `start` tokens, for each start."""
         target, drafter = (_Reader(model, token_ids, self.num_draft_tokens) for model in (self.target, self.drafter))
-        return [self._position(target, drafter, start, params, seed) for start in starts]
+        return [self._position(target, drafter, start, params) for start in starts]
 
-    def _position(self, target: _Reader, drafter: _Reader, start: int, params: SamplingParams, seed: int) -> Position:
+    def _position(self, target: _Reader, drafter: _Reader, start: int, params: SamplingParams) -> Position:
         vocab_size, device = self.target.vocab_size, self.target.device
         best, _ = self._draft(drafter, start, params, [None] * self.num_draft_tokens)
-        drawn, draft_laws = self._draft(drafter, start, params, [self.noise.row(seed, start + i) for i in range(self.num_draft_tokens)])
+        noise = [self.noise.row(params.seed or 0, start + index) for index in range(self.num_draft_tokens)]
+        drawn, draft_laws = self._draft(drafter, start, params, noise)
         laws = target.laws(start, drawn[:-1], params, vocab_size)
         chances = survival(laws, draft_laws, torch.tensor(drawn, device=device))
         chances[MATCH_ARGMAX] = argmax_survival(target.laws(start, best[:-1], params, vocab_size), torch.tensor(best, device=device))

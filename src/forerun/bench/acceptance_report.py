@@ -18,13 +18,17 @@ COMPARED = ((BLOCK, MATCH), (BLOCK, TOKEN), (MATCH, TOKEN), (BOUND, BLOCK))  # w
 Position = Mapping[str, Sequence[float]]  # by rule: the chance that the draft is accepted up to each token; OVERLAP and FLOOR of the first
 
 
+def mean_with_error(values: Sequence[float]) -> dict[str, float | None]:
+    """Of independent values, one a prompt; a single one has no standard error."""
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"mean": round(fmean(values), 4), "standard_error": None if error is None else round(error, 4)}
+
+
 def summarise(by_prompt: Sequence[Sequence[Position]], lengths: Sequence[int]) -> dict[str, Any]:
     """Figures of one temperature. Standard errors are those of prompts, because positions of one text are not independent."""
 
     def measured(value: Callable[[Position], float]) -> dict[str, float | None]:
-        means = [fmean(map(value, positions)) for positions in by_prompt]
-        error = stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
-        return {"mean": round(fmean(means), 4), "standard_error": None if error is None else round(error, 4)}
+        return mean_with_error([fmean(map(value, positions)) for positions in by_prompt])
 
     def length_of(rule: str, num_draft_tokens: int) -> Callable[[Position], float]:
         return lambda position: 1.0 + sum(position[rule][:num_draft_tokens])
@@ -80,6 +84,8 @@ def table(result: Mapping[str, Any]) -> Table:
     for rule in RULES:
         lengths = [_cell(found["acceptance_length"][rule], 2) for found in result["by_length"]]
         shown.add_row(rule, _cell(result["first_token"][rule], 3), *lengths)
+    for rule in result["by_length"][0].get("engine", ()):
+        shown.add_row(f"{rule}, engine", "", *(_cell(found["engine"][rule], 2) for found in result["by_length"]))
     return shown
 
 

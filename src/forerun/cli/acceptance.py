@@ -39,6 +39,7 @@ def acceptance(
     every: Annotated[int, typer.Option("--every", help="Draft at every so many of them.")] = 4,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="JSON lines: own prompts, MT-bench, Spec-Bench, HumanEval, GSM8K.")] = None,
     num_prompts: Annotated[int, typer.Option("--num-prompts", help="How many of them, evenly spaced.")] = 20,
+    engine: Annotated[bool, typer.Option(help="Decode whole texts through the engine, too.")] = True,
     output: OutputOption = None,
     json_output: JsonOption = False,
 ) -> None:
@@ -57,6 +58,7 @@ def acceptance(
             num_draft_tokens=tuple(num_draft_tokens or defaults.num_draft_tokens),
             max_tokens=max_tokens,
             every=every,
+            engine=engine,
             command=shlex.join(["forerun", *sys.argv[1:]]),
         )
         chosen = spread(bundled_prompts() if prompts is None else read_prompts(prompts), num_prompts)
