@@ -23,6 +23,8 @@ OPTIONS = {
     "--dtype --device --num-draft-tokens --max-num-seqs --json",
     "bench": "--target --drafter --dtype --device --method --temperature --batch-size --max-tokens --prompts --num-prompts --rounds "
     "--profile --output --json",
+    "acceptance": "--target --drafter --dtype --device --temperature --num-draft-tokens --max-tokens --every --prompts --num-prompts --engine "
+    "--output --json",
     "drafters": "--json",
 }
 
@@ -141,6 +143,11 @@ def test_bad_lines_fail_alone_and_name_themselves(pair_options, tmp_path):
         (["bench", "--prompts", "missing.jsonl"], "missing.jsonl"),
         (["bench", "--num-prompts", "0"], "num_prompts=0"),
         (["bench", "--output", "missing/folder.json"], "missing/folder.json"),
+        (["acceptance", "--temperature", "0"], "temperature=0.0"),
+        (["acceptance", "-k", "0"], "num_draft_tokens=0"),
+        (["acceptance", "--every", "0"], "every=0"),
+        (["acceptance", "--num-prompts", "0"], "num_prompts=0"),
+        (["acceptance", "--output", "missing/folder.json"], "missing/folder.json"),
         (["dmeo"], "dmeo"),
     ],
 )
@@ -195,3 +202,18 @@ def test_bench_prints_and_writes_the_same_object(pair_options, tmp_path):
     assert result.exit_code == 0 and result.stderr == ""
     assert json.loads(result.stdout) == json.loads(written.read_text())
     assert "speculative" in run("bench", *pair_options, *options).stdout
+
+
+def test_acceptance_prints_and_writes_the_same_object(pair_options, tmp_path):
+    written = tmp_path / "result.json"
+    options = ["--max-tokens", "4", "--num-prompts", "2", "--temperature", "1", "-k", "2", "--no-engine"]
+    result = run("acceptance", *pair_options, *options, "--output", written, "--json")
+    assert result.exit_code == 0 and result.stderr == ""
+    assert json.loads(result.stdout) == json.loads(written.read_text())
+    shown = run("acceptance", *pair_options, *options).stdout
+    assert "match, argmax draft" in shown and "synthetic pair" in shown and "block - match" in shown
+
+
+def test_acceptance_refuses_a_drafter_without_laws(saved_pair):
+    line = error_line(run("acceptance", "--target", saved_pair[0], "--drafter", "prompt_lookup"), 2)
+    assert "prompt_lookup" in line and "give a model" in line

@@ -55,7 +55,7 @@ def run_benchmark(config: BenchConfig, prompts: Sequence[Prompt], advance: Advan
     specs = drafter_specs(config.drafter, config.target)
     draft_model = next((str(spec) for spec in specs if str(spec) not in available()), None)
     methods, skipped = build(config.methods, llm, config.target, draft_model)
-    encoded = [_encode(llm, prompt, config.max_tokens) for prompt in prompts]
+    encoded = [encode(llm, prompt, config.max_tokens) for prompt in prompts]
     settings = [(size, temperature) for size in config.batch_sizes for temperature in config.temperatures]
     for method in methods:
         advance(0, 1, f"warming up {method.name}")
@@ -76,7 +76,7 @@ def run_benchmark(config: BenchConfig, prompts: Sequence[Prompt], advance: Advan
         runs = _alternate(able, _groups(encoded, size), temperature, config, one_done)
         results.append({"temperature": temperature, "batch_size": size, **summarise(runs)})
     return {
-        **_circumstances(config, llm, specs),
+        **circumstances(config.command, config.target, llm, specs),
         "prompts": [prompt.id for prompt in prompts],
         "max_tokens": config.max_tokens,
         "rounds": config.rounds,
@@ -86,7 +86,8 @@ def run_benchmark(config: BenchConfig, prompts: Sequence[Prompt], advance: Advan
     }
 
 
-def _encode(llm: LLM, prompt: Prompt, max_tokens: int) -> list[int]:
+def encode(llm: LLM, prompt: Prompt, max_tokens: int) -> list[int]:
+    """The prompt's token ids. Raises InvalidInputError where they leave no room for `max_tokens` more."""
     if llm.tokenizer is None:
         raise InvalidInputError("target", "no tokenizer", "give a model folder with its tokenizer")
     ids = [int(token_id) for token_id in llm.tokenizer(prompt.text).input_ids]
@@ -120,15 +121,16 @@ def _alternate(
     return runs
 
 
-def _circumstances(config: BenchConfig, llm: LLM, specs: Sequence[Any]) -> dict[str, Any]:
+def circumstances(command: str, target: str, llm: LLM, specs: Sequence[Any]) -> dict[str, Any]:
+    """What a report was measured with, and on what."""
     model = llm.engine.model_runner.model
     return {
-        "command": config.command,
+        "command": command,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "hardware": hardware(model.device),
         "versions": versions(),
-        "target": {"name": config.target, "num_parameters": _num_parameters(config.target)},
+        "target": {"name": target, "num_parameters": _num_parameters(target)},
         "drafters": [_described(str(spec)) for spec in specs],
         "dtype": str(model.model.dtype).removeprefix("torch."),
         "exactness": {"kind": llm.exactness.kind, "reason": llm.exactness.reason},

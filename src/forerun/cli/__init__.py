@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from forerun import __version__
+from forerun.cli.acceptance import acceptance
 from forerun.cli.bench import bench
 from forerun.cli.console import REFUSED, complain, quiet_transformers
 from forerun.cli.demo import demo
@@ -65,7 +66,7 @@ def main(
     quiet_transformers()
 
 
-for command in (demo, generate, bench, drafters):
+for command in (demo, generate, bench, acceptance, drafters):
     app.command()(command)
 
 __all__ = ["app"]

@@ -14,7 +14,17 @@ from forerun.bench import BenchConfig, bundled_prompts, read_prompts, run_benchm
 from forerun.bench.methods import DEFAULT_METHODS, FIXED
 from forerun.bench.report import notes, table
 from forerun.cli.console import one_line_errors, progress_bar, results, shows_progress
-from forerun.cli.options import DEFAULT_TARGET, DeviceOption, DrafterOption, DtypeOption, JsonOption, TargetOption, drafter_argument
+from forerun.cli.options import (
+    DEFAULT_TARGET,
+    DeviceOption,
+    DrafterOption,
+    DtypeOption,
+    JsonOption,
+    OutputOption,
+    TargetOption,
+    check_output,
+    drafter_argument,
+)
 from forerun.types import InvalidInputError
 
 METHODS_HELP = f"Repeat for several: {', '.join(DEFAULT_METHODS)}, or {FIXED}K for K draft tokens. Left out: all of these."
@@ -33,15 +43,14 @@ def bench(
     num_prompts: Annotated[int, typer.Option("--num-prompts", help="How many of them, evenly spaced.")] = 20,
     rounds: Annotated[int, typer.Option("--rounds", help="Repetitions of everything.")] = 1,
     profile: Annotated[bool, typer.Option(help="Measure the parts of a step, too.")] = True,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON to this file.")] = None,
+    output: OutputOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Measure speculative decoding beside plain decoding and beside transformers."""
     with one_line_errors():
         if num_prompts < 1:
             raise InvalidInputError("num_prompts", num_prompts, "give a whole number of 1 or more")
-        if output is not None and (output.is_dir() or not output.parent.is_dir()):
-            raise InvalidInputError("output", str(output), "give a file in a folder that exists")
+        check_output(output)
         config = BenchConfig(
             target=target,
             drafter=drafter_argument(drafter),

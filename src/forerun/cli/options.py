@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from forerun.config import NumDraftTokens, check_num_draft_tokens
 from forerun.llm import LLM, Drafters
+from forerun.types import InvalidInputError
 
 DEFAULT_TARGET = "forerun/default"
 
@@ -18,7 +20,14 @@ DrafterOption = Annotated[
 ]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="bf16 or fp32; left out: the checkpoint's own.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...")]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON to this file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")]
+
+
+def check_output(output: Path | None) -> None:
+    """Before anything is measured. Raises InvalidInputError where no file can be written."""
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise InvalidInputError("output", str(output), "give a file in a folder that exists")
 
 
 def drafter_argument(names: list[str] | None) -> Drafters:
