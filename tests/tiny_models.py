@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -17,14 +19,22 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
@@ -50,6 +60,13 @@ _HEAD = {"head_dim": 16}
 # untied, because scaled and tied embeddings this large would only repeat the last token
 _MIXED = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"], "tie_word_embeddings": False}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
+_LATENT = {
+    "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16,
+    "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 64, "first_k_dense_replace": 1,
+}  # fmt: skip
+_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+# one key head for all, tied embeddings, and sizes that no vector register divides
+_ODD = {"hidden_size": 72, "intermediate_size": 100, "num_key_value_heads": 1, "tie_word_embeddings": True}
 
 ARCHITECTURES = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_BASE)),
@@ -60,8 +77,15 @@ ARCHITECTURES = {
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**_GPT2)),
     "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_NEOX)),
     "phi3": lambda: Phi3ForCausalLM(Phi3Config(**_BASE, pad_token_id=0)),
+    "llama_odd": lambda: LlamaForCausalLM(LlamaConfig(**_BASE | _ODD)),
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**_BASE, num_local_experts=4, num_experts_per_tok=2)),
+    "qwen2_moe": lambda: Qwen2MoeForCausalLM(Qwen2MoeConfig(**_BASE, **_EXPERTS | {"num_experts": 60}, shared_expert_intermediate_size=96)),
     "qwen3_moe": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**_BASE, **_HEAD, **_EXPERTS)),
+    "olmoe": lambda: OlmoeForCausalLM(OlmoeConfig(**_BASE, num_experts=8, num_experts_per_tok=2)),
+    "deepseek_v3": lambda: DeepseekV3ForCausalLM(DeepseekV3Config(**_BASE | _LATENT)),
+    "gpt_oss": lambda: GptOssForCausalLM(GptOssConfig(**_BASE, **_HEAD, num_local_experts=4, num_experts_per_tok=2, **_MIXED, **_ROPE)),
 }
+EXPERT_ARCHITECTURES = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss"]
 
 
 @functools.cache

@@ -66,7 +66,14 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
 def test_the_padding_found_is_set_on_the_model(tmp_path):
     model = CausalModel(make_model("llama", "bf16"))
     found = exactness.establish(model, 512, tmp_path)
-    assert (model.min_rows, model.max_rows) == (found.min_rows, found.max_rows)
+    assert (model.min_rows, model.row_multiple, model.max_rows) == (found.min_rows, found.row_multiple, found.max_rows)
+
+
+def test_sizes_that_no_register_divides_are_padded_in_steps(tmp_path):
+    """SiLU of 100 columns: in 9 rows another row holds the vector's remainder than in 8, and the remainder has other bits."""
+    found = exactness.establish(CausalModel(make_model("llama_odd", "fp32")), 512, tmp_path)
+    assert found.kind == "bitwise"
+    assert found.row_multiple > 1 and "in steps of" in found.reason
 
 
 @pytest.mark.parametrize("max_model_len", [2, 9, 64, 100])

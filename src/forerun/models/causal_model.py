@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from forerun.models.attention import ATTENTION_NAME, AttentionPlan, Segment, install
 from forerun.models.capture import CapturedForward, capture
+from forerun.models.experts import run_experts_in_fixed_order
 
 PREFILL_ROWS = 128  # prompts are cut at multiples of this, wherever they start
 
@@ -16,14 +17,18 @@ PREFILL_ROWS = 128  # prompts are cut at multiples of this, wherever they start
 class CausalModel:
     """Runs segments and returns logits.
 
-    `min_rows` pads a pass and each attention call; `max_rows` splits a pass; passes of up to `capture_rows` rows are captured.
+    `min_rows` pads a pass and each attention call; a pass has a multiple of `row_multiple` rows; `max_rows` splits a pass; passes of up
+    to `capture_rows` rows are captured.
     """
 
     def __init__(self, model: PreTrainedModel, *, min_rows: int = 16, max_rows: int = PREFILL_ROWS, capture_rows: int = 0) -> None:
         install()
         model.set_attn_implementation(ATTENTION_NAME)
+        if not capture_rows:  # its loop looks into its tensors; models that are captured need not equal anything
+            run_experts_in_fixed_order(model)
         self.model = model
         self.min_rows = min_rows
+        self.row_multiple = 1
         self.max_rows = max_rows
         self._capture_rows = capture_rows
         self._captured: dict[int, CapturedForward | None] = {}
@@ -72,6 +77,7 @@ class CausalModel:
         positions = [position for segment in segments for position in segment.positions]
         num_rows = len(token_ids)
         padding = max(0, self.min_rows - num_rows)
+        padding += -(num_rows + padding) % self.row_multiple
         token_ids += token_ids[-1:] * padding
         positions += positions[-1:] * padding
         inputs = torch.tensor([token_ids, positions], dtype=torch.int64, device=self.device)

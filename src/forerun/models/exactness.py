@@ -17,10 +17,13 @@ from forerun.kv_cache.contiguous import ContiguousSequence
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
 
-# Never fewer than 4: kernels for 1 to 3 rows are apart on every processor seen, and their bits differ rarely enough to slip through
-MIN_ROWS = (4, 8, 16, 32)
+# (fewest rows of a pass, multiple that they are padded to), cheapest first. Never fewer than 4: kernels for 1 to 3 rows are apart on every
+# processor seen, and their bits differ rarely enough to slip through. Then multiples only: what fails at 4 rows may do so rarely at 8, and a
+# vectorised loop that ends inside a row of one pass ends inside another row of the next (docs/decisions/0006).
+PADDINGS = ((4, 1), (4, 4), (8, 8), (16, 16), (32, 32))
 MAX_ROWS = 128
 DRAFT_ROWS = 8
+PASS_ROWS = (*range(2, 16), 17, 21, 27, 33, 63, MAX_ROWS)  # passes tried at the first two places, of one request and of many
 REAL_CONTEXT = 256  # contexts up to here are prefilled with random tokens, longer ones filled with noise of the same size
 STARTS = (60, 125, 187, 250, 507, 1003, 2043)  # drafts of 8 rows: some cross a page, some stand far out
 
@@ -31,6 +34,7 @@ class Exactness:
     kind: Literal["bitwise", "distribution"]
     reason: str
     min_rows: int
+    row_multiple: int
     max_rows: int
 
 
@@ -42,7 +46,7 @@ def establish(model: CausalModel, max_model_len: int, cache: Path | None = None)
     if found is None:
         found = _probe(model, max_model_len)
         _remember(remembered, found)
-    model.min_rows, model.max_rows = found.min_rows, found.max_rows
+    model.min_rows, model.row_multiple, model.max_rows = found.min_rows, found.row_multiple, found.max_rows
     return found
 
 
@@ -55,7 +59,7 @@ def fingerprint(model: CausalModel, max_model_len: int) -> str:
     kinds = {name: f"{type(module).__module__}.{type(module).__qualname__}" for name, module in model.model.named_modules()}
     facts = [
         torch.__version__, transformers.__version__, _processor(), torch.get_num_threads(), str(model.model.dtype),
-        str(model.device), model.model.config.to_json_string(use_diff=False), kinds, max_model_len, MIN_ROWS, STARTS,
+        str(model.device), model.model.config.to_json_string(use_diff=False), kinds, max_model_len, PADDINGS, PASS_ROWS, STARTS,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
 
@@ -85,44 +89,55 @@ def _recall(path: Path) -> Exactness | None:
 
 @torch.inference_mode()
 def _probe(model: CausalModel, max_model_len: int) -> Exactness:
-    difference = ""
     starts = [start for start in STARTS if start + DRAFT_ROWS <= max_model_len] or [max(0, max_model_len - DRAFT_ROWS)]
-    for min_rows in MIN_ROWS:
-        model.min_rows, model.max_rows = min_rows, MAX_ROWS
+    difference = ""
+    for min_rows, multiple in PADDINGS:
+        model.min_rows, model.row_multiple, model.max_rows = min_rows, multiple, MAX_ROWS
         difference = next(filter(None, (_difference(model, start, max_model_len) for start in starts)), "")
         if not difference:
-            reason = f"rows alone equal rows among others, bit for bit, with passes of {min_rows} rows or more"
-            return Exactness("bitwise", reason, min_rows, MAX_ROWS)
+            steps = f", in steps of {multiple}" if multiple > 1 else ""
+            reason = f"rows alone equal rows among others, bit for bit, with passes of {min_rows} rows or more{steps}"
+            return Exactness("bitwise", reason, min_rows, multiple, MAX_ROWS)
     kind = type(model.model).__name__
     reason = f"the kernels that {kind} runs in {model.model.dtype} give a row other bits among other rows ({difference})"
-    return Exactness("distribution", reason, MIN_ROWS[0], MAX_ROWS)
+    return Exactness("distribution", reason, PADDINGS[0][0], 1, MAX_ROWS)
 
 
 def _difference(model: CausalModel, start: int, max_model_len: int) -> str:
-    """Decodes a few tokens one by one, as one draft, in pieces, and among many neighbours; says which first gave other bits."""
+    """Decodes a few tokens one by one, as drafts, in pieces, and among many neighbours; says which first gave other bits."""
     generator = torch.Generator().manual_seed(start)
     token_ids = torch.randint(model.vocab_size, (start + DRAFT_ROWS,), generator=generator).tolist()
     known, token_ids = token_ids[:start], token_ids[start : min(start + DRAFT_ROWS, max_model_len)]
     context = _context(model, known, len(token_ids))
-    sequence = context.copy
+    size = len(token_ids)
 
     def rows(kv: ContiguousSequence, low: int, high: int) -> Segment:
         return Segment(kv, token_ids[low:high], start + low)
 
-    size = len(token_ids)
-    alone_kv, pieces_kv = sequence(), sequence()
+    alone_kv, pieces_kv = context.copy(), context.copy()
     alone = torch.cat([model.forward([rows(alone_kv, row, row + 1)]) for row in range(size)])
-    if not torch.equal(model.forward([rows(sequence(), 0, size)]), alone):
-        return f"{size} rows from position {start}"
     cuts = [0, min(3, size), size]
     pieces = [model.forward([rows(pieces_kv, low, high)]) for low, high in zip(cuts, cuts[1:], strict=False) if low < high]
     if not torch.equal(torch.cat(pieces), alone):
         return f"drafts of 3 and {size - 3} rows from position {start}"
-    num_neighbours = MAX_ROWS // size if start == STARTS[0] else 3
-    crowd = model.forward([rows(sequence(), 0, size) for _ in range(num_neighbours)])
-    if any(not torch.equal(part, alone) for part in crowd.split(size)):
-        return f"{num_neighbours} requests of {size} rows from position {start}"
+    for num_rows in PASS_ROWS if start in STARTS[:2] else (size, 3 * size):
+        cut = _drafts(num_rows, size)
+        # each request knows the tokens before its draft, as if they had been accepted
+        found = model.forward([rows(alone_kv.copy(), low, high) for low, high in cut])
+        if not torch.equal(found, torch.cat([alone[low:high] for low, high in cut])):
+            return f"{num_rows} rows in {len(cut)} requests from position {start}"
     return ""
+
+
+def _drafts(num_rows: int, longest: int) -> list[tuple[int, int]]:
+    """`num_rows` rows as the drafts of one request or more: (first row, end) of each, the first from row 0, the others from here and there."""
+    cut: list[tuple[int, int]] = []
+    while num_rows > 0:
+        length = min(longest, num_rows)
+        low = 3 * len(cut) % (longest - length + 1)
+        cut.append((low, low + length))
+        num_rows -= length
+    return cut
 
 
 def _context(model: CausalModel, token_ids: list[int], num_more: int) -> ContiguousSequence:
