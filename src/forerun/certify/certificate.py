@@ -59,13 +59,12 @@ class Certificate:
     margins: tuple[float, ...] = ()  # of plain greedy decoding's choices, in log-probability
     seconds: float = 0.0
     circumstances: dict[str, Any] = field(default_factory=dict)
-    problem: str = ""  # why nothing could be said
 
     @property
     def verdict(self) -> Verdict:
         """One failed check is enough; without a single decided one nothing is certified."""
         statuses = {check.status for check in self.checks}
-        if self.problem or not statuses & {"passed", "failed"}:
+        if not statuses & {"passed", "failed"}:
             return "could not run"
         return "not certified" if "failed" in statuses else "certified"
 
@@ -73,8 +72,14 @@ class Certificate:
     def exit_code(self) -> int:
         return {"certified": 0, "not certified": 1, "could not run": 2}[self.verdict]
 
+    @property
+    def repeat(self) -> str:
+        """The command line that asks the same questions with the same seeds."""
+        command = str(self.settings.get("command", ""))
+        return command if not command or "--seed" in command else f"{command} --seed {self.seed}"
+
     def as_dict(self) -> dict[str, Any]:
-        return {"verdict": self.verdict, **asdict(self)}
+        return {"verdict": self.verdict, "repeat": self.repeat, **asdict(self)}
 
 
 def decided(checks: Sequence[Check], false_alarm: float) -> tuple[Check, ...]:

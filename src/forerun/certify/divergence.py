@@ -13,5 +13,5 @@ def judged(
 ) -> Divergence:  # fmt: skip
     """A near tie where plain decoding's `margin` between the two tokens is no larger than what kernels may disagree by."""
     tie = margin is not None and tolerance is not None and abs(margin) <= tolerance
-    shown = [repr(text[position]) if position < len(text) else "nothing" for text in (plain, other)]
-    return Divergence(prompt, seed, settings_of(setting), position, *shown, margin, tolerance, NEAR_TIE if tie else WRONG, how)
+    mine, theirs = (repr(text[position]) if position < len(text) else "nothing" for text in (plain, other))
+    return Divergence(prompt, seed, settings_of(setting), position, mine, theirs, margin, tolerance, NEAR_TIE if tie else WRONG, how)

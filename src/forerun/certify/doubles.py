@@ -60,7 +60,7 @@ class MarkovLanguage:
         return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Double:
     """A subject: `rule` "match" (a seed fixes the text) or "rejection" (token by token), with at most one fault."""
 
@@ -112,10 +112,9 @@ class Double:
 
 
 
-
 def _pick(laws: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     """One symbol a row of `[num_rows, vocab_size]`, by inversion."""
-    return np.minimum((laws.cumsum(axis=1) < uniform[:, None]).sum(axis=1), laws.shape[1] - 1)
+    return np.asarray(np.minimum((laws.cumsum(axis=1) < uniform[:, None]).sum(axis=1), laws.shape[1] - 1))
 
 
 def _keyed(laws: np.ndarray, last: np.ndarray, seeds: Sequence[int], max_tokens: int) -> list[Continuation]:
@@ -188,7 +187,7 @@ class _Rounds:
         if self._fault == "loose_greedy" and self._greedy:
             logits = self._logits[last]
             return np.asarray(logits[rows, draft] >= logits.max(axis=1) - np.log(2))
-        return np.asarray(self._random.random(len(draft)) * q[rows, draft] <= p[rows, draft]) & (p[rows, draft] > 0)
+        return np.asarray((self._random.random(len(draft)) * q[rows, draft] <= p[rows, draft]) & (p[rows, draft] > 0))
 
     def _own(self, p: np.ndarray, q: np.ndarray, noise: np.ndarray, withdrawn: np.ndarray) -> np.ndarray:
         """The token after a refusal, from the residual law; from the target's where no draft was submitted."""

@@ -17,8 +17,9 @@ from forerun.certify.reference_law import reference_laws
 from forerun.certify.subject import Continuation, Seeding, Setting, Symbol
 from forerun.config import GREEDY_BELOW, Acceptance, SamplingParams
 from forerun.kv_cache.contiguous import ContiguousSequence
-from forerun.llm import LLM
+from forerun.llm import LLM, Drafters
 from forerun.models.attention import Segment
+from forerun.models.loading import load_model
 from forerun.sampling.noise import GumbelNoise
 from forerun.types import InvalidInputError
 
@@ -101,3 +102,10 @@ class ForerunSubject:
     def _encode(self, prompt: str) -> list[int]:
         assert self._llm.tokenizer is not None
         return [int(token_id) for token_id in self._llm.tokenizer(prompt).input_ids]
+
+
+def load_forerun(target: str, drafter: Drafters, dtype: str | None, device: str | None, batch_size: int) -> ForerunSubject:
+    """The engine that these settings describe, and the target anew for the law. Raises ModelLoadError or InvalidInputError."""
+    llm = LLM(target, drafter, dtype=dtype, device=device, max_num_seqs=batch_size)
+    model = llm.engine.model_runner.model
+    return ForerunSubject(llm, load_model(target, model.model.dtype, model.device))

@@ -23,7 +23,7 @@ class Partition:
         """
         likely = sorted((each for each in masses if each and masses[each] >= least), key=lambda each: (-masses[each], len(each)))
         kept: list[Continuation] = [()]
-        own = {(): masses[()]}
+        own: dict[Continuation, float] = {(): masses[()]}
         for beginning in likely:
             if len(kept) == most_cells:
                 break

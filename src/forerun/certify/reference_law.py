@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from forerun.config import SamplingParams
-from forerun.models.loading import resolve_source
 from forerun.sampling.processors import process
-
-
-def load_original(source: str | Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The model as transformers runs it. `source` was loaded and checked by `LLM` before."""
-    model: Any = AutoModelForCausalLM.from_pretrained(resolve_source(source), dtype=dtype, use_safetensors=True, trust_remote_code=False)
-    original: PreTrainedModel = model.to(device).eval()
-    return original
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from forerun.certify.certificate import Certificate, Check, decided
+from forerun.certify.certificate import Certificate, Check, Divergence, decided
 from forerun.certify.distribution import LawPlan, joint_law, rank_law
 from forerun.certify.parity import Parity, PlainTexts, parity, settings_of
 from forerun.certify.subject import Setting, Subject
@@ -31,7 +31,7 @@ class CertifyConfig:
     """
 
     temperatures: tuple[float, ...] = (0.0, 0.8)
-    draft_lengths: tuple[NumDraftTokens, ...] = ("auto", 2, 5)
+    draft_lengths: tuple[NumDraftTokens, ...] = ("auto", 4)
     acceptances: tuple[Acceptance, ...] = ("match", "block")
     max_tokens: int = 48
     batch_size: int = 16
@@ -66,7 +66,7 @@ def certify(subject: Subject, prompts: Sequence[str], config: CertifyConfig, adv
     seed = secrets.randbits(32) if config.seed is None else config.seed
     examination = _Examination(subject, prompts, config, seed)
     checks: list[Check] = []
-    divergences = []
+    divergences: list[Divergence] = []
     for done, (what, answers) in enumerate(examination.steps()):
         advance(done, examination.num_steps, what)
         for answer in answers():

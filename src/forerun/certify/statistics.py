@@ -84,4 +84,4 @@ def ranks(
     chosen = np.take_along_axis(laws, np.asarray(token_ids)[:, None], axis=1)
     before = np.where(laws > chosen, laws, 0.0).sum(axis=1)
     ties = np.where(laws == chosen, laws, 0.0).sum(axis=1)  # the token itself is among them
-    return np.minimum(before + uniform * ties, np.nextafter(1.0, 0.0))
+    return np.asarray(np.minimum(before + uniform * ties, np.nextafter(1.0, 0.0)))

@@ -38,10 +38,21 @@ class Setting:
 class Subject(Protocol):
     """What the checks ask of whom they examine. Plain decoding is the reference, so it must be the subject's own."""
 
-    name: str
-    bitwise: bool  # every divergence is wrong; else near ties are reported and do not fail
-    seeded: Seeding
-    acceptances: tuple[Acceptance, ...]  # the rules that it offers
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def bitwise(self) -> bool:
+        """Every divergence is wrong; else near ties are reported and do not fail."""
+        ...
+
+    @property
+    def seeded(self) -> Seeding: ...
+
+    @property
+    def acceptances(self) -> tuple[Acceptance, ...]:
+        """The rules that it offers."""
+        ...
 
     def complete(self, prompts: Sequence[str], seeds: Sequence[int], setting: Setting) -> list[Continuation]:
         """One continuation a prompt, of at most `max_tokens` symbols."""

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from forerun import __version__
 from forerun.cli.bench import bench
+from forerun.cli.certify import certify
 from forerun.cli.console import REFUSED, complain, quiet_transformers
 from forerun.cli.demo import demo
 from forerun.cli.drafters import drafters
@@ -65,7 +66,7 @@ def main(
     quiet_transformers()
 
 
-for command in (demo, generate, bench, drafters):
+for command in (demo, generate, bench, certify, drafters):
     app.command()(command)
 
 __all__ = ["app"]
