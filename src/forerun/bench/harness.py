@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from forerun.bench.machine import git_commit, hardware, versions
 from forerun.bench.methods import DEFAULT_METHODS, Job, Method, Run, build, check_names
 from forerun.bench.profile import profile
 from forerun.bench.report import summarise
-from forerun.bench.workload import Prompt
 from forerun.drafters import available
 from forerun.llm import LLM, Drafters, drafter_specs
+from forerun.machine import git_commit, hardware, versions
 from forerun.models.loading import RECOMMENDED_DRAFTERS, resolve_source
+from forerun.prompts import Prompt
 from forerun.types import InvalidInputError
 
 WARM_UP_TOKENS = 32

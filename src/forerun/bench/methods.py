@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from forerun.bench.machine import synchronise
 from forerun.config import NumDraftTokens, SamplingParams
 from forerun.llm import LLM, total_stats
+from forerun.machine import synchronise
 from forerun.models.loading import resolve_source
 from forerun.types import InvalidInputError, SpeculationStats
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from forerun.bench.machine import synchronise
 from forerun.config import SamplingParams
 from forerun.drafters.draft_model import DraftModel
 from forerun.llm import LLM
+from forerun.machine import synchronise
 from forerun.models.attention import Segment
 from forerun.models.linear import PackedLinear
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from forerun.bench.machine import git_commit, hardware, versions
 from forerun.config import NumDraftTokens, SamplingParams
 from forerun.llm import LLM
+from forerun.machine import git_commit, hardware, versions
 from forerun.types import StreamedToken
 
 WARM_UP_TOKENS = 32

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from forerun import __version__
 from forerun.cli.acceptance import acceptance
 from forerun.cli.bench import bench
+from forerun.cli.certify import certify
 from forerun.cli.console import REFUSED, complain, quiet_transformers
 from forerun.cli.demo import demo
 from forerun.cli.drafters import drafters
@@ -66,7 +67,7 @@ def main(
     quiet_transformers()
 
 
-for command in (demo, generate, bench, acceptance, drafters):
+for command in (demo, generate, bench, certify, acceptance, drafters):
     app.command()(command)
 
 __all__ = ["app"]

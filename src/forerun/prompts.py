@@ -10,7 +10,7 @@ from typing import Any
 
 from forerun.types import InvalidInputError
 
-BUNDLED_PROMPTS = Path(__file__).parent / "prompts.jsonl"
+BUNDLED_PROMPTS = Path(__file__).parent / "data" / "prompts.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
