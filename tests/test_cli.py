@@ -20,7 +20,7 @@ demo_module = importlib.import_module("forerun.cli.demo")  # the package gives t
 OPTIONS = {
     "demo": "--target --drafter --max-tokens --dtype --device --json",
     "generate": "--target --drafter --prompt --prompts --max-tokens --temperature --top-p --top-k --min-p --seed --stop --ignore-eos "
-    "--dtype --device --num-draft-tokens --max-num-seqs --json",
+    "--json-schema --regex --choice --grammar --bad-word --logprobs --prompt-logprobs --dtype --device --num-draft-tokens --max-num-seqs --json",
     "bench": "--target --drafter --dtype --device --method --temperature --batch-size --max-tokens --prompts --num-prompts --rounds "
     "--profile --output --json",
     "acceptance": "--target --drafter --dtype --device --temperature --num-draft-tokens --max-tokens --every --prompts --num-prompts --engine "

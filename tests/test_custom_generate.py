@@ -1,7 +1,14 @@
 import pytest
 import torch
 from tiny_models import make_drafter, make_model
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import (
+    InfNanRemoveLogitsProcessor,
+    LogitsProcessor,
+    MinPLogitsWarper,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    WatermarkingConfig,
+)
 
 import forerun
 from forerun import InvalidInputError
@@ -68,6 +75,68 @@ class Reverse(LogitsProcessor):
         return -scores
 
 
+class Cycle(LogitsProcessor):
+    """Keeps a count: its n-th call of a text favours another token."""
+
+    def __init__(self):
+        self.num_calls = 0
+
+    def __call__(self, input_ids, scores):
+        assert input_ids.shape[0] == 1
+        self.num_calls += 1
+        scores[:, self.num_calls % 7 + 3 * int(input_ids[0, -1]) % 50] += 3.0
+        return scores
+
+
+class Breaks(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        raise ValueError("out of ideas")
+
+
+# each is transformers' own code on both sides; several at once keep its order, penalties before and warpers behind
+HONOURED = {
+    "own": lambda: {"logits_processor": [Reverse()]},
+    "no_repeat": lambda: {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
+    "bias": lambda: {"sequence_bias": [[[40], 4.0], [[41, 42], 6.0]], "bad_words_ids": [[43], [40, 40]]},
+    "lengths": lambda: {"forced_eos_token_id": 9, "min_length": 14, "exponential_decay_length_penalty": (8, 1.1), "eos_token_id": 44},
+    "suppress": lambda: {"suppress_tokens": list(range(100, 200)), "begin_suppress_tokens": [40, 41, 42]},
+    "watermark": lambda: {"watermarking_config": WatermarkingConfig(bias=3.0)},
+    "temperature_of_the_user": lambda: {"logits_processor": [TemperatureLogitsWarper(0.5), MinPLogitsWarper(0.3)]},
+}
+
+
+@pytest.mark.parametrize("drafter", ["prompt_lookup", "model", None])
+@pytest.mark.parametrize("name", HONOURED)
+def test_greedy_tokens_behind_processors_are_those_of_plain_generate(model, name, drafter):
+    drafter = make_drafter("fp32") if drafter == "model" else drafter
+    plain = model.generate(**INPUTS, max_new_tokens=20, do_sample=False, **HONOURED[name]())
+    ours = model.generate(**INPUTS, max_new_tokens=20, do_sample=False, **HONOURED[name](), custom_generate=forerun.generate, drafter=drafter)
+    assert torch.equal(plain, ours)
+
+
+def test_processors_change_what_is_sampled_and_drafters_do_not(model):
+    written = []
+    for settings in ({"drafter": None}, {"drafter": make_drafter("fp32")}, {"typical_p": 0.1}, {"epsilon_cutoff": 0.1}):
+        torch.manual_seed(11)
+        settings = {"typical_p": 0.9, "no_repeat_ngram_size": 2, "top_k": 50, "temperature": 2.0, **settings}
+        written.append(model.generate(**INPUTS, max_new_tokens=16, do_sample=True, custom_generate=forerun.generate, **settings).tolist())
+    assert written[0] == written[1]
+    assert written[2] != written[0] != written[3]
+
+
+def test_a_processor_with_a_memory_is_called_as_in_plain_decoding(model):
+    rows = [model.generate(PROMPTS[1:], max_new_tokens=20, do_sample=False, pad_token_id=0, logits_processor=[Cycle()])]
+    for drafter in (make_drafter("fp32"), "prompt_lookup", None):
+        settings = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0, "logits_processor": [Cycle()]}
+        rows.append(model.generate(PROMPTS[1:], **settings, custom_generate=forerun.generate, drafter=drafter))
+    assert all(torch.equal(rows[0], row) for row in rows)
+
+
+def test_a_processor_that_breaks_says_so(model):
+    with pytest.raises(forerun.RequestFailedError, match="out of ideas"):
+        model.generate(**INPUTS, max_new_tokens=4, logits_processor=[Breaks()], custom_generate=forerun.generate)
+
+
 class Never(StoppingCriteria):
     def __call__(self, input_ids, scores, **kwargs):
         return torch.zeros(input_ids.shape[0], dtype=torch.bool)
@@ -77,10 +146,12 @@ class Never(StoppingCriteria):
     ("settings", "named"),
     [
         ({"num_beams": 3}, "num_beams"),
-        ({"logits_processor": [Reverse()]}, "Reverse"),
+        ({"logits_processor": [InfNanRemoveLogitsProcessor()]}, "InfNanRemove"),
+        ({"prefix_allowed_tokens_fn": lambda batch_id, ids: [1, 2]}, "PrefixConstrained"),
+        ({"encoder_no_repeat_ngram_size": 2}, "EncoderNoRepeatNGram"),
+        ({"guidance_scale": 1.5}, "guidance_scale"),
         ({"stopping_criteria": [Never()]}, "Never"),
         ({"return_dict_in_generate": True}, "return_dict_in_generate"),
-        ({"no_repeat_ngram_size": 2}, "NoRepeatNGram"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(model, settings, named):

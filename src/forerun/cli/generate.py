@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from forerun.cli.options import (
     TargetOption,
     load,
     num_draft_tokens_argument,
+    structured_outputs_argument,
 )
 from forerun.cli.prompt_rows import PromptRow, read_rows
 from forerun.config import SamplingParams
@@ -39,6 +41,13 @@ def generate(
     seed: Annotated[int | None, typer.Option("--seed", help="Left out: drawn, and reported.")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the output; repeat for several.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end token.")] = False,
+    json_schema: Annotated[str | None, typer.Option("--json-schema", help="JSON schema of the output: a file, or the schema itself.")] = None,
+    regex: Annotated[str | None, typer.Option("--regex", help="The whole output matches this.")] = None,
+    choice: Annotated[list[str] | None, typer.Option("--choice", help="The output is one of these; repeat for several.")] = None,
+    grammar: Annotated[Path | None, typer.Option("--grammar", help="File with a Lark or GBNF grammar of the output.")] = None,
+    bad_word: Annotated[list[str] | None, typer.Option("--bad-word", help="Text that must not be written; repeat for several.")] = None,
+    logprobs: Annotated[int | None, typer.Option("--logprobs", help="With --json: so many most likely tokens a position.")] = None,
+    prompt_logprobs: Annotated[int | None, typer.Option("--prompt-logprobs", help="With --json: the same for the prompt.")] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     num_draft_tokens: Annotated[str, typer.Option("--num-draft-tokens", "-k", help="auto, a number, or 0 for plain decoding.")] = "auto",
@@ -58,6 +67,10 @@ def generate(
             max_tokens=max_tokens,
             seed=seed,
             ignore_eos=ignore_eos,
+            structured_outputs=structured_outputs_argument(json_schema, regex, choice, grammar),
+            bad_words=tuple(bad_word or ()),
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
             num_draft_tokens=num_draft_tokens_argument(num_draft_tokens),
         )
         rows = read_rows(prompts, params) if prompts is not None else [PromptRow(text, params) for text in prompt or ()]
@@ -93,7 +106,9 @@ def _as_json(row: PromptRow, output: RequestOutput) -> dict[str, Any]:
         "stats": completion.stats.as_dict(),
     }
     if completion.logprobs is not None:
-        found["logprobs"] = [{"logprob": each.logprob, "top": each.top} for each in completion.logprobs]
+        found["logprobs"] = [asdict(each) for each in completion.logprobs]
+    if output.prompt_logprobs is not None:
+        found["prompt_logprobs"] = [None if each is None else asdict(each) for each in output.prompt_logprobs]
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from forerun.config import NumDraftTokens, check_num_draft_tokens
+from forerun.config import NumDraftTokens, StructuredOutputsParams, check_num_draft_tokens
 from forerun.llm import LLM, Drafters
 from forerun.types import InvalidInputError
 
@@ -40,6 +40,24 @@ def num_draft_tokens_argument(text: str) -> NumDraftTokens:
     value: NumDraftTokens | str = int(text) if text.isdigit() else text
     check_num_draft_tokens(value)
     return value  # type: ignore[return-value]
+
+
+def structured_outputs_argument(
+    json_schema: str | None, regex: str | None, choice: list[str] | None, grammar: Path | None
+) -> StructuredOutputsParams | None:
+    """The language that the options describe. Raises InvalidInputError for two of them, and for a file that cannot be read."""
+    if json_schema is None and regex is None and not choice and grammar is None:
+        return None
+    if json_schema is not None and not json_schema.lstrip().startswith("{"):
+        json_schema = _read("json-schema", Path(json_schema))
+    return StructuredOutputsParams(json_schema, regex, choice or None, None if grammar is None else _read("grammar", grammar))
+
+
+def _read(option: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(option, str(path), f"cannot be read ({error}): give a text file") from error
 
 
 def load(target: str, names: list[str] | None, dtype: str | None, device: str | None, max_num_seqs: int = 16) -> LLM:

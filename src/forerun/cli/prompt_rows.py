@@ -10,7 +10,7 @@ from typing import Any
 from forerun.config import SamplingParams
 from forerun.types import InvalidInputError
 
-SAMPLING_FIELDS = {each.name for each in fields(SamplingParams)} - {"n"}
+SAMPLING_FIELDS = {each.name for each in fields(SamplingParams)} - {"n", "logits_processors"}  # a line of JSON holds no functions
 LABELS = ("id", "category")  # handed through to the result
 
 
