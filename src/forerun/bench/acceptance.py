@@ -11,7 +11,7 @@ import torch
 from forerun.bench.acceptance_report import FLOOR, OVERLAP, Position, mean_with_error, summarise, synthetic
 from forerun.bench.harness import Advance, circumstances, encode
 from forerun.bench.rules import MATCH_ARGMAX, argmax_survival, coupling_floor, overlap, survival, synthetic_pair
-from forerun.bench.workload import Prompt
+from forerun.prompts import Prompt
 from forerun.config import GREEDY_BELOW, Acceptance, SamplingParams, check_num_draft_tokens
 from forerun.drafters.draft_model import DraftModel
 from forerun.kv_cache.contiguous import ContiguousSequence
