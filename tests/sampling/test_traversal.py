@@ -534,6 +534,21 @@ def test_a_leaf_that_is_refused_never_asks_for_its_law():
     assert asked == [-1, 0]
 
 
+def test_a_draft_may_be_cut_before_a_token_that_the_target_does_not_know():
+    """The drafter knows one token more. Cutting is no anticipation: it does not look at which of the known tokens was drawn."""
+
+    def grow(draft):
+        node = -1
+        for _ in range(2):
+            law = torch.cat([0.7 * draft_law(draft.text(node)), torch.tensor([0.3], dtype=torch.float64)])
+            token_id = draft.dice.choose(law)
+            if token_id == VOCAB:
+                return
+            node = draft.add(node, token_id, law)
+
+    assert deviation(grow, prefix=WIDE) < EXACT
+
+
 def test_laws_may_be_single_precision_unscaled_and_of_a_smaller_vocabulary():
     def accepted(drawn):
         tree = TokenTree.chain([1], laws=[drawn])
