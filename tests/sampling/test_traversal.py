@@ -9,166 +9,30 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from outcomes import Cast, Coin, outcomes
+from random_drafts import (
+    CASES,
+    VOCAB,
+    Draft,
+    draft_law,
+    drawn_1,
+    drawn_2,
+    drawn_3,
+    independent_siblings,
+    redrawn_siblings,
+    siblings,
+    target_law,
+)
 from scipy import stats
 
 from forerun import TokenTree
 from forerun.sampling.traversal import traverse
 
-VOCAB = 3
 EXACT = 1e-12  # what float64 leaves of an exact enumeration
 FOUND = 5e-3  # a mistake moves at least this much mass in some text
 WIDE = (0,)  # after this prefix target and drafter differ much
-
-
-# -- targets, drafters, drafts --------------------------------------------------------------------------------------
-
-
-@functools.cache
-def target_law(prefix, seed=0):
-    """A fixed random law for every prefix."""
-    generator = torch.Generator().manual_seed(hash((seed, *prefix)) % 2**31)
-    return (torch.randn(VOCAB, generator=generator, dtype=torch.float64) * 1.2).softmax(0)
-
-
-@functools.cache
-def draft_law(prefix):
-    """A drafter that knows the target roughly."""
-    row = target_law(prefix).log() + 0.9 * target_law(prefix, seed=1).log()
-    return row.softmax(0)
-
-
-class Draft:
-    """A tree that grows by guesses and by draws."""
-
-    def __init__(self, dice, prefix=()):
-        self.dice, self.prefix = dice, prefix
-        self.token_ids, self.parents, self.laws = [], [], []
-
-    def text(self, node):
-        return (*self.prefix, *self.tree().path_to(node))
-
-    def add(self, parent, token_id, law=None):
-        self.token_ids.append(token_id)
-        self.parents.append(parent)
-        self.laws.append(law)
-        return len(self.token_ids) - 1
-
-    def draw(self, parent, law=None):
-        law = draft_law(self.text(parent)) if law is None else law
-        return self.add(parent, self.dice.choose(law), law)
-
-    def draw_siblings(self, parent, count, law=None):
-        """Without replacement, so from one tensor."""
-        law = draft_law(self.text(parent)) if law is None else law
-        left, nodes = law.clone(), []
-        for _ in range(count):
-            nodes.append(self.add(parent, self.dice.choose(left / left.sum()), law))
-            left[self.token_ids[-1]] = 0.0
-        return nodes
-
-    def guess(self, parent, rank=0):
-        """The drafter's `rank`-th best token."""
-        order = draft_law(self.text(parent)).argsort(descending=True, stable=True)
-        return self.add(parent, int(order[rank]))
-
-    def tree(self):
-        return TokenTree(tuple(self.token_ids), tuple(self.parents), (), tuple(self.laws))
-
-
-def nothing(draft):
-    pass
-
-
-def drawn_1(draft):
-    draft.draw(-1)
-
-
-def drawn_2(draft):
-    draft.draw(draft.draw(-1))
-
-
-def drawn_3(draft):
-    draft.draw(draft.draw(draft.draw(-1)))
-
-
-def guessed_3(draft):
-    draft.guess(draft.guess(draft.guess(-1)))
-
-
-def untold_draws(draft):
-    """Draws whose laws nobody kept pass for guesses: less is accepted, the law stays."""
-    draft.add(draft.add(-1, draft.dice.choose(draft_law(draft.prefix))), draft.dice.choose(draft_law(draft.prefix)))
-
-
-def guesses_then_draws(draft):
-    draft.draw(draft.draw(draft.guess(-1)))
-
-
-def draws_then_guesses(draft):
-    draft.guess(draft.guess(draft.draw(-1)))
-
-
-def stops_after_token_0(draft):
-    """Its length depends on what was drawn before: allowed."""
-    node = draft.draw(-1)
-    if draft.token_ids[node] != 0:
-        draft.draw(node)
-
-
-def siblings(draft):
-    """Two a node, without replacement, two levels."""
-    for node in draft.draw_siblings(-1, 2):
-        draft.draw_siblings(node, 2)
-
-
-def all_siblings(draft):
-    draft.draw_siblings(-1, VOCAB)
-
-
-def deep_and_bushy(draft):
-    first, _ = draft.draw_siblings(-1, 2)
-    draft.draw_siblings(draft.draw(first), 2)
-
-
-def independent_siblings(draft):
-    """Drawn anew each time, so each has a tensor of its own; the same token may come twice."""
-    for _ in range(2):
-        node = draft.draw(-1, draft_law(()).clone())
-        draft.draw(node)
-
-
-def redrawn_siblings(draft):
-    """Drawn anew from one tensor: given that the second is another token it has the law of draws without replacement, else it is a guess."""
-    law = draft_law(draft.prefix)
-    draft.draw(-1, law), draft.draw(-1, law), draft.draw(-1, law)
-
-
-def guessed_tree(draft):
-    for rank in range(2):
-        node = draft.guess(-1, rank)
-        draft.guess(node, 0), draft.guess(node, 1)
-
-
-def mixed_tree(draft):
-    """Guesses and draws as siblings, draws of two laws among each other, and each below the other."""
-    guess = draft.guess(-1)
-    law = draft_law(draft.prefix)
-    first = draft.draw(-1, law)
-    other = draft.draw(-1, target_law(draft.prefix, seed=2))
-    left = law.clone()
-    left[draft.token_ids[first]] = 0.0
-    draft.add(-1, draft.dice.choose(left / left.sum()), law)  # the second of `law`, without the first
-    draft.draw(guess)
-    draft.guess(first)
-    draft.draw_siblings(other, 2)
-
-
-CHAINS = [drawn_1, drawn_2, drawn_3, guessed_3, untold_draws, guesses_then_draws, draws_then_guesses, stops_after_token_0]
-TREES = [siblings, all_siblings, deep_and_bushy, independent_siblings, redrawn_siblings, guessed_tree, mixed_tree]
-CASES = [nothing, *CHAINS, *TREES]
 
 
 # -- the law of the next tokens -------------------------------------------------------------------------------------
@@ -210,6 +74,35 @@ def expected_accepted(grow, accept=traverse, prefix=()):
 @pytest.mark.parametrize("grow", CASES)
 def test_the_joint_law_is_the_targets(grow, prefix):
     assert deviation(grow, prefix=prefix) < EXACT
+
+
+WAYS = ("guess", "draw", "draw from a law of its own", "draw without the siblings", "draw anew from a sibling's law")
+
+
+@settings(max_examples=100)
+@given(st.lists(st.tuples(st.integers(-1, 3), st.sampled_from(WAYS)), max_size=4), st.integers(0, VOCAB - 1))
+def test_the_joint_law_is_the_targets_for_any_tree(steps, first):
+    """Nodes one after another, each below any node before it and drafted in any way."""
+
+    def grow(draft):
+        for size, (below, way) in enumerate(steps):
+            parent = min(below, size - 1)
+            law = next((law for law, its in zip(draft.laws, draft.parents, strict=True) if its == parent and law is not None), None)
+            taken = [token_id for token_id, own in zip(draft.token_ids, draft.laws, strict=True) if own is law]
+            if way == "draw without the siblings" and law is not None and len(taken) < VOCAB:
+                left = law.clone()
+                left[taken] = 0.0
+                draft.add(parent, draft.dice.choose(left / left.sum()), law)
+            elif way == "draw anew from a sibling's law" and law is not None:
+                draft.draw(parent, law)
+            elif way == "draw from a law of its own":
+                draft.draw(parent, target_law(draft.text(parent), seed=size + 2).clone())
+            elif way == "guess":
+                draft.guess(parent, size % VOCAB)
+            else:
+                draft.draw(parent, draft_law(draft.text(parent)).clone())
+
+    assert deviation(grow, prefix=(first,), size=5) < EXACT
 
 
 # 27 cells, 4,000 texts of fixed seeds: moving 0.03 of the mass is found with power over 0.99.
@@ -515,11 +408,20 @@ def test_whatever_a_law_says_only_the_targets_tokens_come_out(tree, numbers, coi
             node = tree.parents[node]
 
 
-@pytest.mark.parametrize("grow", [drawn_3, siblings])
-def test_a_drafter_that_is_the_target_is_always_accepted(grow, monkeypatch):
-    monkeypatch.setattr(__import__(__name__), "draft_law", target_law)
-    depth = 3 if grow is drawn_3 else 2
-    assert all(len(text) == depth for probability, (text, _) in outcomes(lambda dice: one_step(dice, grow, traverse)) if probability > EXACT)
+def chain_from_the_target(draft):
+    node = -1
+    for _ in range(2):
+        node = draft.draw(node, target_law(draft.text(node)))
+
+
+def siblings_from_the_target(draft):
+    for node in draft.draw_siblings(-1, 2, target_law(draft.prefix)):
+        draft.draw_siblings(node, 2, target_law(draft.text(node)))
+
+
+@pytest.mark.parametrize("grow", [chain_from_the_target, siblings_from_the_target])
+def test_a_drafter_that_is_the_target_is_always_accepted(grow):
+    assert expected_accepted(grow, prefix=WIDE) == pytest.approx(2.0, abs=EXACT)
 
 
 def test_a_leaf_that_is_refused_never_asks_for_its_law():
@@ -532,6 +434,21 @@ def test_a_leaf_that_is_refused_never_asks_for_its_law():
     tree = TokenTree.chain([0, 0], laws=[torch.tensor([0.6, 0.4])] * 2)
     traverse(tree, target_law_at, lambda node: 1.0)
     assert asked == [-1, 0]
+
+
+def test_a_draft_may_be_cut_before_a_token_that_the_target_does_not_know():
+    """The drafter knows one token more. Cutting is no anticipation: it does not look at which of the known tokens was drawn."""
+
+    def grow(draft):
+        node = -1
+        for _ in range(2):
+            law = torch.cat([0.7 * draft_law(draft.text(node)), torch.tensor([0.3], dtype=torch.float64)])
+            token_id = draft.dice.choose(law)
+            if token_id == VOCAB:
+                return
+            node = draft.add(node, token_id, law)
+
+    assert deviation(grow, prefix=WIDE) < EXACT
 
 
 def test_laws_may_be_single_precision_unscaled_and_of_a_smaller_vocabulary():

@@ -67,10 +67,10 @@ def _drawn_from(tree: TokenTree, node: int, drawn_before: Sequence[int], like: t
     law = tree.laws[node] if tree.laws else None
     drawn = torch.zeros_like(like)
     if law is not None:
-        known = like.new_zeros(max(len(law), len(like)))
-        known[: len(law)] = law.clamp(min=0.0)
-        known[[tree.token_ids[sibling] for sibling in drawn_before if tree.laws[sibling] is law]] = 0.0
-        drawn = (known / known.sum())[: len(like)]
+        # A draw past the target's vocabulary never gets here, whatever else is drawn: the law is that of the others.
+        drawn[: len(law)] = law[: len(like)].clamp(min=0.0)
+        drawn[[tree.token_ids[sibling] for sibling in drawn_before if tree.laws[sibling] is law]] = 0.0
+        drawn /= drawn.sum()
     if not drawn[token_id] > 0:
         # No draw, whatever its law says (a truncated law with more siblings than tokens, say). As a guess it cannot bend the text's law.
         drawn = torch.zeros_like(like)
