@@ -7,9 +7,10 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import hostile
 import pytest
 import torch
-from tiny_models import make_drafter, make_model
+from tiny_models import make_model
 from transformers import AutoModelForCausalLM, TorchAoConfig
 
 import forerun
@@ -55,14 +56,16 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("config", "dtype"), [*((config, "bf16") for config in CONFIGS), ("int8", "fp32"), ("int4_packed", "fp32")])
-def test_on_equals_off(config, dtype):
-    llm = LLM(make_quantised(config, dtype), ["prompt_lookup", make_drafter(dtype)], max_model_len=128)
+def test_on_equals_off(monkeypatch, config, dtype):
+    llm = LLM(make_quantised(config, dtype), None, max_model_len=128)
     assert llm.exactness.kind == "bitwise", llm.exactness.reason
     for temperature in (0.0, 1.0):
-        params = SamplingParams(temperature=temperature, seed=3, max_tokens=24, ignore_eos=True, num_draft_tokens=0)
-        plain = [llm.generate(prompt, params)[0].token_ids for prompt in PROMPTS]
-        results = llm.generate(PROMPTS, [replace(params, num_draft_tokens=length) for length in (2, 5, 8)])
-        assert [result.token_ids for result in results] == plain
+        params = SamplingParams(temperature=temperature, seed=3, max_tokens=24, ignore_eos=True)
+        plain = [llm.generate(prompt, params)[0] for prompt in PROMPTS]
+        with monkeypatch.context() as patch:
+            patch.setattr(llm.engine.speculator, "drafters", [hostile.RightThenWrong.of(plain)])
+            results = llm.generate(PROMPTS, [replace(params, num_draft_tokens=length) for length in (2, 5, 8)])
+        assert [result.token_ids for result in results] == [result.token_ids for result in plain]
         assert sum(result.stats.num_accepted_tokens for result in results) > 0
 
 

@@ -32,7 +32,7 @@ def fingerprint(model: torch.nn.Module, config: Any, *facts: object) -> str:
 def sample(tensor: torch.Tensor) -> list[torch.Tensor]:
     """Up to `SAMPLED_VALUES` values from all over a tensor, or from each tensor that a subclass (a quantised weight) is made of."""
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-        names = tensor.__tensor_flatten__()[0] if hasattr(tensor, "__tensor_flatten__") else []  # type: ignore[no-untyped-call]
+        names = tensor.__tensor_flatten__()[0] if hasattr(tensor, "__tensor_flatten__") else []
         return [values for name in names for values in sample(getattr(tensor, name))]
     if tensor.layout is not torch.strided or tensor.numel() == 0:
         return []

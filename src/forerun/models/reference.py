@@ -23,13 +23,13 @@ def check_against_reference(model: PreTrainedModel) -> None:
     token_ids = torch.randint(vocab_size, (NUM_TOKENS,), generator=torch.Generator().manual_seed(0))
     try:
         expected = model(input_ids=token_ids[None].to(model.device), use_cache=False).logits[0].float()
-    except (RuntimeError, NotImplementedError, ImportError, AssertionError) as error:
+    except (RuntimeError, NotImplementedError, ImportError, AssertionError) as cause:
         kinds = ", ".join(sorted({type(weight).__name__ for weight in model.parameters()}))
-        first_line = str(error).strip().split("\n")[0]
+        first_line = str(cause).strip().split("\n")[0]
         raise ModelLoadError(
             f"{type(model).__name__} with weights of {kinds} does not run in {model.dtype} on {model.device.type} "
-            f"({type(error).__name__}: {first_line}): leave dtype as it was saved, or choose weights that have a kernel here"
-        ) from error
+            f"({type(cause).__name__}: {first_line}): leave dtype as it was saved, or choose weights that have a kernel here"
+        ) from cause
     found = CausalModel(model).forward([Segment(ContiguousSequence(NUM_TOKENS), token_ids.tolist(), 0)]).float()
     if not torch.isfinite(expected).all():
         return  # broken weights: each request will say so
