@@ -9,6 +9,8 @@ from tiny_models import make_model
 from forerun import LLM
 from forerun.models import exactness
 from forerun.models.causal_model import CausalModel
+from forerun.models.fingerprint import fingerprint
+from forerun.models.linear import pack_where_faster
 
 
 class KnowsItsNeighbours(torch.nn.Module):
@@ -43,6 +45,28 @@ def test_what_is_remembered_of_a_class_says_nothing_of_a_changed_one(tmp_path):
     """Same config, other code: the planted layer must not inherit the verdict of the sound model."""
     exactness.establish(CausalModel(make_model("llama", "fp32")), 512, tmp_path)
     assert exactness.establish(CausalModel(planted(1e-4)), 512, tmp_path).kind == "distribution"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_another_checkpoint_of_the_same_shape_is_probed_anew(tmp_path, monkeypatch, packed):
+    probed = []
+    inner = exactness._probe
+    monkeypatch.setattr(exactness, "_probe", lambda *given: probed.append(1) or inner(*given))
+    for seed in (0, 1, 0, 1):
+        model = make_model("llama", "fp32", seed)
+        if packed:
+            pack_where_faster(model)
+        exactness.establish(CausalModel(model), 64, tmp_path)
+    assert len(probed) == 2
+
+
+def test_a_fine_tuned_layer_is_another_checkpoint():
+    model = make_model("llama", "bf16")
+    before = fingerprint(model, model.config)
+    assert fingerprint(model, model.config) == before
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight += 0.01
+    assert fingerprint(model, model.config) != before
 
 
 def test_the_verdict_is_remembered(tmp_path, monkeypatch):

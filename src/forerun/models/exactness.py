@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-import transformers
 
 from forerun.kv_cache.contiguous import ContiguousSequence
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
+from forerun.models.fingerprint import fingerprint
 
 # (fewest rows of a pass, multiple that they are padded to), cheapest first. Never fewer than 4: kernels for 1 to 3 rows are apart on every
 # processor seen, and their bits differ rarely enough to slip through. Then multiples only: what fails at 4 rows may do so rarely at 8, and a
@@ -41,7 +39,8 @@ class Exactness:
 def establish(model: CausalModel, max_model_len: int, cache: Path | None = None) -> Exactness:
     """The smallest padding under which rows do not know their neighbours; sets it on `model`. Remembered in `cache`."""
     cache = cache_folder() if cache is None else cache
-    remembered = cache / f"exactness-{fingerprint(model, max_model_len)}.json"
+    key = fingerprint(model.model, model.model.config, max_model_len, PADDINGS, PASS_ROWS, STARTS)
+    remembered = cache / f"exactness-{key}.json"
     found = _recall(remembered)
     if found is None:
         found = _probe(model, max_model_len)
@@ -52,24 +51,6 @@ def establish(model: CausalModel, max_model_len: int, cache: Path | None = None)
 
 def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forerun"
-
-
-def fingerprint(model: CausalModel, max_model_len: int) -> str:
-    """Everything that chooses a kernel: versions, processor, threads, shapes, dtype, each layer's class and whether it is packed."""
-    kinds = {name: f"{type(module).__module__}.{type(module).__qualname__}" for name, module in model.model.named_modules()}
-    facts = [
-        torch.__version__, transformers.__version__, _processor(), torch.get_num_threads(), str(model.model.dtype),
-        str(model.device), model.model.config.to_json_string(use_diff=False), kinds, max_model_len, PADDINGS, PASS_ROWS, STARTS,
-    ]  # fmt: skip
-    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
-    except OSError:
-        return platform.processor()
 
 
 def _remember(path: Path, found: Exactness) -> None:
@@ -98,9 +79,15 @@ def _probe(model: CausalModel, max_model_len: int) -> Exactness:
             steps = f", in steps of {multiple}" if multiple > 1 else ""
             reason = f"rows alone equal rows among others, bit for bit, with passes of {min_rows} rows or more{steps}"
             return Exactness("bitwise", reason, min_rows, multiple, MAX_ROWS)
-    kind = type(model.model).__name__
-    reason = f"the kernels that {kind} runs in {model.model.dtype} give a row other bits among other rows ({difference})"
+    kernels = f"the kernels that {type(model.model).__name__} runs in {model.model.dtype}{_special_weights(model.model)}"
+    reason = f"{kernels} give a row other bits among other rows ({difference})"
     return Exactness("distribution", reason, PADDINGS[0][0], 1, MAX_ROWS)
+
+
+def _special_weights(model: torch.nn.Module) -> str:
+    """Weights that bring kernels of their own (quantised ones) are named."""
+    kinds = sorted({type(weight).__name__ for weight in model.parameters()} - {"Parameter"})
+    return f" with weights of {', '.join(kinds)}" if kinds else ""
 
 
 def _difference(model: CausalModel, start: int, max_model_len: int) -> str:

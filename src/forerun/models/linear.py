@@ -12,13 +12,17 @@ from collections import defaultdict
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from forerun.models.fingerprint import sample
+
 MEASURED_LAYERS = 8  # of one shape; more would only repeat the answer
 MEASURED_ROUNDS = 5
 
 
 def can_pack(weight: torch.Tensor) -> bool:
+    """Plain weights on the CPU; a subclass of Tensor (a quantised weight) brings its own kernel and is left to it."""
     return (
-        weight.device.type == "cpu"
+        type(weight) in (torch.Tensor, torch.nn.Parameter)
+        and weight.device.type == "cpu"
         and weight.dtype in (torch.bfloat16, torch.float32)
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
@@ -34,6 +38,8 @@ class PackedLinear(torch.nn.Module):
         # a packing hint over 1 row loses row invariance
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), 1)
         self._bias = None if bias is None else bias.detach()
+        for values in sample(weight):  # packed weights cannot be read; `fingerprint` tells checkpoints apart by this
+            self.register_buffer("weight_sample", values, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")  # type: ignore[no-any-return]

@@ -9,12 +9,14 @@ from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from forerun.types import ModelLoadError
 
 BUNDLED = Path(__file__).parent.parent / "data"
 BUNDLED_TARGETS = {"forerun/default": BUNDLED / "default" / "target"}
 RECOMMENDED_DRAFTERS = {"forerun/default": BUNDLED / "default" / "drafter"}
+QUANT_METHODS = {name.removesuffix("_4bit").removesuffix("_8bit") for name in AUTO_QUANTIZATION_CONFIG_MAPPING}
 KNOWN_LAYER_TYPES = {"full_attention", "sliding_attention"}
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -86,6 +88,9 @@ def check_config(config: Any, name: str) -> None:
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     if getattr(config, "is_encoder_decoder", False):
         raise ModelLoadError(f"{name!r} ({kind}) is an encoder-decoder: forerun runs decoder-only models")
+    quantised = getattr(config, "quantization_config", None)
+    if isinstance(quantised, dict) and quantised.get("quant_method") not in QUANT_METHODS and not quantised.keys() & {"load_in_4bit", "load_in_8bit"}:
+        raise ModelLoadError(f"{name!r} ({kind}) is quantised by {quantised.get('quant_method')!r}, which this transformers does not know and would ignore: update transformers, or give the model as it was before")
     unknown = sorted(set(getattr(text, "layer_types", None) or ()) - KNOWN_LAYER_TYPES)
     if unknown:
         raise ModelLoadError(f"{name!r} ({kind}) has layers of type {', '.join(unknown)}, whose state cannot be rolled back yet: choose a model with attention layers only")
