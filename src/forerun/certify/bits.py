@@ -86,7 +86,8 @@ def _hidden_states(model: CausalModel) -> Iterator[list[list[torch.Tensor]]]:
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The longest list of modules is that of the decoder layers."""
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    return list(max(lists, key=lambda modules: len(modules))) if lists else []
+    lengths = [len(modules) for modules in lists]
+    return list(lists[lengths.index(max(lengths))]) if lists else []
 
 
 def bits_check(model: CausalModel, texts: Sequence[Sequence[int]], *, promised: bool) -> Check:

@@ -101,10 +101,10 @@ def _with_rest(first: dict[Symbol, float]) -> dict[Continuation, float]:
 
 
 def _against_law(name: str, setting: Setting, counts: Sequence[int], law: Sequence[float], plan: LawPlan, where: str) -> Check:
-    chi_square, p_value = goodness_of_fit(counts, law)
+    statistic, p_value = goodness_of_fit(counts, law)
     num_samples = sum(counts)
     distance = total_variation([count / num_samples for count in counts], law)
-    return _check(name, setting, num_samples, len(law), chi_square, p_value, distance, plan, where, two_samples=False)
+    return _check(name, setting, num_samples, len(law), statistic, p_value, distance, plan, where, two_samples=False)
 
 
 def _against_plain(setting: Setting, found: Sequence[Continuation], plain: Sequence[Continuation], plan: LawPlan, where: str) -> Check:
@@ -112,14 +112,14 @@ def _against_plain(setting: Setting, found: Sequence[Continuation], plain: Seque
     masses = shares([*found, *plain])
     partition = Partition.of(masses, MIN_EXPECTED / len(found), MOST_CELLS)
     counts, others = partition.counts(found), partition.counts(plain)
-    chi_square, p_value = homogeneity(counts, others)
+    statistic, p_value = homogeneity(counts, others)
     distance = total_variation([count / len(found) for count in counts], [count / len(plain) for count in others])
     name = f"joint law of {NUM_TOKENS} tokens against plain's"
-    return _check(name, setting, len(found), len(counts), chi_square, p_value, distance, plan, where, two_samples=True)
+    return _check(name, setting, len(found), len(counts), statistic, p_value, distance, plan, where, two_samples=True)
 
 
 def _check(
-    name: str, setting: Setting, num_samples: int, num_cells: int, chi_square: float, p_value: float, distance: float, plan: LawPlan, where: str,
+    name: str, setting: Setting, num_samples: int, num_cells: int, statistic: float, p_value: float, distance: float, plan: LawPlan, where: str,
     *, two_samples: bool,
 ) -> Check:  # fmt: skip
     """A statistical test waits for the others of its run: `decided` gives it its status."""
@@ -127,7 +127,7 @@ def _check(
         return Check("law", name, settings_of(setting), "skipped", f"one outcome takes all of the mass after {where!r}: give another prompt")
     found = detectable(num_samples, num_cells, plan.alpha, plan.power, two_samples=two_samples)
     figures = {
-        "where": where, "num_samples": num_samples, "num_cells": num_cells, "chi_square": round(chi_square, 3), "degrees_of_freedom": num_cells - 1,
+        "where": where, "num_samples": num_samples, "num_cells": num_cells, "statistic": round(statistic, 3), "degrees_of_freedom": num_cells - 1,
         "total_variation": round(distance, 5), "detectable": found, "power": plan.power, "two_samples": two_samples,
     }  # fmt: skip
     summary = f"TV {distance:.3f} over {num_cells} cells, {num_samples} samples; finds {found:g}"

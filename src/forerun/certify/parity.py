@@ -56,26 +56,29 @@ def parity(texts: PlainTexts, setting: Setting) -> Parity:
     """One setting against plain decoding; a sampled one only where plain decoding itself repeats with its seed."""
     greedy = setting.temperature < GREEDY_BELOW
     name = "greedy parity" if greedy else "seeded parity"
-    if not greedy and not texts.repeat(setting.temperature):
+    promised = greedy or texts.subject.seeded == "promised"
+    if not promised and not texts.repeat(setting.temperature):
         summary = "plain decoding does not repeat itself with a seed, so there is nothing to compare with"
         return Parity(Check("parity", name, settings_of(setting), "skipped", summary), ())
-    divergences = _divergences(texts, setting)
+    found = texts.subject.complete(texts.prompts, texts.seeds, setting)
+    total = len(texts.prompts)
+    same = sum(plain == other for plain, other in zip(texts.at(setting.temperature), found, strict=True))
+    figures = {"num_prompts": total, "identical": same}
+    if not promised:  # other draws of the same law are no fault
+        summary = f"{same}/{total} the same; seeds are not promised here"
+        return Parity(Check("parity", name, settings_of(setting), "reported", summary, figures=figures), ())
+    divergences = _divergences(texts, setting, found)
     ties = sum(each.verdict == NEAR_TIE for each in divergences)
     wrong = len(divergences) - ties
-    promised = greedy or texts.subject.seeded == "promised"
-    status: Status = "passed" if not wrong else "failed" if promised else "reported"
-    same, total = len(texts.prompts) - len(divergences), len(texts.prompts)
-    parts = [f"{same}/{total} the same"]
-    parts += [f"{ties} near ties"] if ties else []
-    parts += [f"{wrong} wrong" if promised else f"{wrong} others (no promise of seeds)"] if wrong else []
-    figures = {"num_prompts": total, "identical": same, "near_ties": ties, "wrong": wrong}
+    status: Status = "failed" if wrong else "passed"
+    parts = [f"{same}/{total} the same", *([f"{ties} near ties"] if ties else []), *([f"{wrong} wrong"] if wrong else [])]
+    figures |= {"near_ties": ties, "wrong": wrong}
     return Parity(Check("parity", name, settings_of(setting), status, ", ".join(parts), figures=figures), divergences)
 
 
-def _divergences(texts: PlainTexts, setting: Setting) -> tuple[Divergence, ...]:
+def _divergences(texts: PlainTexts, setting: Setting, found: Sequence[Continuation]) -> tuple[Divergence, ...]:
     """A near tie is wrong, too, where the subject promises bits."""
     subject = texts.subject
-    found = subject.complete(texts.prompts, texts.seeds, setting)
     divergences = [
         subject.judge(prompt, seed, setting, plain, other)
         for prompt, seed, plain, other in zip(texts.prompts, texts.seeds, texts.at(setting.temperature), found, strict=True)

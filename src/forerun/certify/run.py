@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class CertifyConfig:
     temperatures: tuple[float, ...] = (0.0, 0.8)
     draft_lengths: tuple[NumDraftTokens, ...] = ("auto", 4)
     acceptances: tuple[Acceptance, ...] = ("match", "block")
-    max_tokens: int = 48
+    max_tokens: int = 40
     batch_size: int = 16
     seed: int | None = None
     false_alarm: float = 1e-4
@@ -49,6 +49,14 @@ class CertifyConfig:
         for name, given in (("temperature", self.temperatures), ("num_draft_tokens", self.draft_lengths), ("acceptance", self.acceptances)):
             if not given:
                 raise InvalidInputError(name, given, "give at least one")
+        for temperature in self.temperatures:
+            if not 0.0 <= temperature < float("inf"):
+                raise InvalidInputError("temperature", temperature, "give a number of 0 or more; 0 is greedy")
+        for rule in self.acceptances:
+            if rule not in get_args(Acceptance):
+                raise InvalidInputError("acceptance", rule, f"give one of {', '.join(get_args(Acceptance))}")
+        if self.seed is not None and self.seed < 0:
+            raise InvalidInputError("seed", self.seed, "give a whole number of 0 or more")
         for length in self.draft_lengths:
             check_num_draft_tokens(length)
             if length == 0:

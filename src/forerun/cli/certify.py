@@ -49,7 +49,7 @@ def certify(
     acceptance: Annotated[list[str] | None, typer.Option("--acceptance", help="match or block; repeat for both, as if left out.")] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="JSON lines: own prompts, or a benchmark's file.")] = None,
     num_prompts: Annotated[int, typer.Option("--num-prompts", help="How many of them, evenly spaced.")] = 6,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="New tokens a prompt.")] = 48,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="New tokens a prompt.")] = 40,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help=f"Prompts that run together, at most. Left out: {DEFAULT_BATCH_SIZE}.")] = None,
     detect: Annotated[float, typer.Option("--detect", help="Total variation of a law that must be found in 99 of 100 runs.")] = 0.1,
     seed: Annotated[int | None, typer.Option("--seed", help="Repeats an earlier run. Left out: a fresh one, which the result reports.")] = None,
