@@ -79,7 +79,8 @@ class SamplingParams:
     prompt too). `logit_bias` maps token ids to additions. `stop` strings end the text before themselves,
     `stop_token_ids` and the model's EOS (unless `ignore_eos`) end it with themselves, neither before `min_tokens`.
     `seed` None draws one, and the output reports it. `logprobs` asks for that many most likely tokens a position, `prompt_logprobs`
-    for the same of the prompt, both of the target before any processing. `bad_words` are not written, neither first nor behind a space.
+    for the same of the prompt, both of the target before any processing. `bad_words` are not written in the tokens that they have at a
+    text's start or behind a space (one cut into other tokens gets through, as in vLLM).
     `structured_outputs` (also as a dict of its fields) holds the output to a language; the end comes where the language allows it.
     `logits_processors` are transformers': called with `input_ids` [1, num_tokens] and `scores` [1, vocab_size] of one row, the text's rows
     in order; each continuation has copies of its own, so they may keep state (not in a function's closure, which no copy separates).
