@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from tiny_models import VOCAB_SIZE
+import torch
+from tiny_models import EOS, VOCAB_SIZE
 
 from forerun import TokenTree
 
@@ -164,3 +165,26 @@ class NoTrees(FakeDrafter):
 
     def propose(self, requests, budget):
         return [None] * len(requests)
+
+
+class GrammarWalk(FakeDrafter):
+    """Tokens that the request's grammar allows, drawn at random, now and then an end, a special token or no token at all."""
+
+    name = "grammar_walk"
+
+    def guess(self, request, most):
+        chance = random.Random(31 * len(request.token_ids) + request.request_id)
+        state = None if request.path_state is None else request.path_state.fork()
+        guesses = []
+        for _ in range(most):
+            row = torch.zeros(VOCAB_SIZE)
+            if state is not None:
+                state.mask_(row, request.output_token_ids + guesses)
+            allowed = row.isfinite().nonzero().flatten().tolist()
+            wild = chance.random() < 0.15 or not allowed
+            guesses.append(chance.choice([-1, EOS, 256, 7, 300, VOCAB_SIZE, 10**9]) if wild else chance.choice(allowed))
+            if wild:
+                state = None
+            elif state is not None:
+                state.advance(guesses[-1])
+        return guesses

@@ -29,6 +29,7 @@ BAD_REQUESTS = {
     "no prompt at all": (None, PARAMS, "prompt=None: give text, or token ids"),
     "bias on no token": ([5], SamplingParams(logit_bias={VOCAB_SIZE: 1.0}), f"token id={VOCAB_SIZE}"),
     "stop token that is none": ([5], SamplingParams(stop_token_ids=(-5,)), "token id=-5"),
+    "more prompt_logprobs than tokens": ([5], SamplingParams(prompt_logprobs=VOCAB_SIZE + 1), f"prompt_logprobs={VOCAB_SIZE + 1}: ask for at most"),
     "more logprobs than tokens": ([5], SamplingParams(logprobs=VOCAB_SIZE + 1), f"logprobs={VOCAB_SIZE + 1}: ask for at most {VOCAB_SIZE}"),
 }
 

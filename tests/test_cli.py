@@ -102,6 +102,52 @@ def test_rows_of_a_file_may_choose_their_own_parameters(pair_options, tmp_path):
     assert len(second["token_ids"]) == 3 and second["seed"] == 9 and second["id"] == "x" and second["prompt"] == "or\u2028not"
 
 
+SCHEMA = '{"enum": ["red", "green"]}'
+
+
+@pytest.mark.parametrize(
+    ("options", "texts"),
+    [
+        (["--regex", "[ab]{3}c"], {a + b + c + "c" for a in "ab" for b in "ab" for c in "ab"}),
+        (["--choice", "to be", "--choice", "or not"], {"to be", "or not"}),
+        (["--json-schema", SCHEMA], {'"red"', '"green"'}),
+        (["--json-schema", "schema.json"], {'"red"', '"green"'}),
+        (["--grammar", "bits.gbnf"], {"01", "10"}),
+        (["--grammar", "bits.lark"], {"01", "10"}),
+        (["--choice", "bbd", "--choice", "ccd", "--bad-word", "b"], {"ccd"}),
+    ],
+    ids=str,
+)
+def test_generate_in_a_language(pair_options, tmp_path, monkeypatch, options, texts):
+    monkeypatch.chdir(tmp_path)
+    Path("schema.json").write_text(SCHEMA)
+    Path("bits.gbnf").write_text('root ::= "01" | "10"\n')
+    Path("bits.lark").write_text('start: "01" | "10"\n')
+    result = run("generate", *pair_options, "--prompt", "to be", "--json", *options)
+    assert result.exit_code == 0, result.stderr
+    row = json.loads(result.stdout)
+    assert row["text"] in texts and row["finish_reason"] == "stop"
+
+
+def test_logprobs_come_with_json(pair_options):
+    options = ["--max-tokens", "3", "--ignore-eos", "--logprobs", "2", "--prompt-logprobs", "1"]
+    row = json.loads(run("generate", *pair_options, "--prompt", "to be", *options, "--json").stdout)
+    assert len(row["logprobs"]) == 3 and all(len(each["top"]) == 2 for each in row["logprobs"])
+    first, *others = row["prompt_logprobs"]
+    assert first is None and others and all(set(each) == {"logprob", "top"} and len(each["top"]) == 1 for each in others)
+
+
+def test_rows_of_a_file_may_ask_for_languages(pair_options, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    asked = [{"structured_outputs": {"regex": "ab"}}, {"structured_outputs": {"regex": "(a"}}, {"structured_outputs": {"regx": "a"}}, {"bad_words": ["a"]}]
+    file.write_text("\n".join(json.dumps({"prompt": "to be", "max_tokens": 4, **each}) for each in asked))
+    result = run("generate", *pair_options, "--prompts", file, "--json")
+    good, bad, unknown, other = (json.loads(line) for line in result.stdout.splitlines())
+    assert result.exit_code == 1 and good["text"] == "ab" and "error" not in other
+    assert "line 2: structured_outputs.regex=" in bad["error"]
+    assert "line 3: structured_outputs='regx'" in unknown["error"]
+
+
 def test_bad_lines_fail_alone_and_name_themselves(pair_options, tmp_path):
     lines = {
         '{"prompt": ': "is not JSON",
@@ -138,6 +184,9 @@ def test_bad_lines_fail_alone_and_name_themselves(pair_options, tmp_path):
         (["generate", "--prompt", "a", "--dtype", "int4"], "dtype='int4'"),
         (["generate", "--prompt", "a", "--temperature", "hot"], "--temperature"),
         (["generate", "--promt", "a"], "--promt"),
+        (["generate", "--prompt", "a", "--regex", "a", "--choice", "b"], "structured_outputs="),
+        (["generate", "--prompt", "a", "--json-schema", "missing.json"], "json-schema='missing.json'"),
+        (["generate", "--prompt", "a", "--regex", "a", "--ignore-eos"], "ignore_eos=True"),
         (["demo", "--target", "./missing"], "./missing"),
         (["bench", "--method", "magic"], "method='magic'"),
         (["bench", "--prompts", "missing.jsonl"], "missing.jsonl"),

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from forerun import InvalidInputError, SamplingParams
+from forerun import InvalidInputError, SamplingParams, StructuredOutputsParams
 from forerun.config import EngineConfig, resolve_dtype
 
 NAN, INF = math.nan, math.inf
@@ -71,12 +71,48 @@ def test_one_stop_string_may_stand_alone():
 
 
 def test_none_is_nothing():
-    params = SamplingParams(stop=None, stop_token_ids=None, logit_bias=None)
+    params = SamplingParams(stop=None, stop_token_ids=None, logit_bias=None, bad_words=None, logits_processors=None)
     assert (params.stop, params.stop_token_ids, params.logit_bias) == ((), (), {})
+    assert (params.bad_words, params.logits_processors) == ((), ())
 
 
 def test_logit_bias_keys_may_be_text_as_in_json():
     assert SamplingParams(logit_bias={"5": 1}).logit_bias == {5: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_beams": 2}, "num_beams=2: beams are not samples of the target's law: .* n="),
+        ({"num_beams": None}, "num_beams=None"),
+        ({"bad_words": [""]}, "bad_words=.*not empty"),
+        ({"bad_words": [5]}, "bad_words=.*not empty"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs=-1"),
+        ({"logits_processors": [5]}, "logits_processors=.*callables"),
+        ({"logits_processors": len}, "logits_processors=.*callables"),
+        ({"structured_outputs": "a+"}, "structured_outputs='a\\+'"),
+        ({"structured_outputs": {"regx": "a"}}, "structured_outputs='regx': is no field of it: give one of json, regex"),
+        ({"structured_outputs": {}}, "structured_outputs=.*exactly one of json, regex, choice, grammar, json_object"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs=.*exactly one"),
+        ({"structured_outputs": {"json_object": False}}, "structured_outputs=.*exactly one"),
+        ({"structured_outputs": {"json": 5}}, "structured_outputs.json=5: give str or dict"),
+        ({"structured_outputs": {"regex": ["a"]}}, "structured_outputs.regex=.*give str"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice=.*at least one text"),
+        ({"structured_outputs": {"choice": ["a", 1]}}, "structured_outputs.choice=.*at least one text"),
+        ({"structured_outputs": {"choice": "ab"}}, "structured_outputs.choice='ab': give list or tuple"),
+        ({"structured_outputs": {"regex": "a"}, "ignore_eos": True}, "ignore_eos=True: leave it out: with structured_outputs"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_constraints_are_refused_by_name(given, message):
+    with pytest.raises(InvalidInputError, match=message):
+        SamplingParams(**given)
+
+
+def test_structured_outputs_may_be_a_dict_as_in_json():
+    asked = SamplingParams(structured_outputs={"choice": ["a", "b"]}).structured_outputs
+    assert asked == StructuredOutputsParams(choice=("a", "b")) and asked.chosen == ("choice", ("a", "b"))
+    assert StructuredOutputsParams(regex="").chosen == ("regex", "")
 
 
 def test_params_are_frozen():
@@ -89,7 +125,12 @@ def test_greedy_below_a_tiny_temperature(temperature, greedy):
     assert SamplingParams(temperature=temperature).is_greedy == greedy
 
 
-@pytest.mark.parametrize("touched", [{"logit_bias": {1: 1.0}}, {"min_tokens": 1}, {"presence_penalty": 0.1}, {"temperature": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "touched",
+    [{"logit_bias": {1: 1.0}}, {"min_tokens": 1}, {"presence_penalty": 0.1}, {"temperature": 1.0}, {"bad_words": ["a"]},
+     {"logits_processors": [print]}, {"structured_outputs": {"regex": "a"}}],
+    ids=str,
+)  # fmt: skip
 def test_plain_argmax_only_where_nothing_touches_the_logits(touched):
     assert SamplingParams(temperature=0.0, top_k=3, top_p=0.5).is_plain_argmax
     assert not SamplingParams(**{"temperature": 0.0, **touched}).is_plain_argmax

@@ -7,7 +7,7 @@ from dataclasses import replace
 import hostile
 import pytest
 import torch
-from tiny_models import make_model
+from tiny_models import VOCAB_SIZE, make_model
 
 from forerun import LLM, InvalidInputError, SamplingParams
 from forerun.llm import total_stats
@@ -178,7 +178,22 @@ def test_logprobs_are_those_of_the_model(llm):
 
 
 def test_no_logprobs_unless_asked(llm):
-    assert llm.generate(PROMPT, PARAMS)[0].logprobs is None
+    [result] = llm.generate(PROMPT, PARAMS)
+    assert result.logprobs is None and result.prompt_logprobs is None
+
+
+@pytest.mark.parametrize("length", [1, 2, 129, 300])
+def test_prompt_logprobs_are_those_of_the_model_and_change_no_token(llm, length):
+    prompt = [(7 * i * i + 3 * i) % VOCAB_SIZE for i in range(length)]  # past one cut of the prefill and two
+    params = replace(PARAMS, temperature=0.5, max_tokens=6)
+    result = llm.generate([prompt], replace(params, prompt_logprobs=2))[0]
+    assert result.token_ids == llm.generate([prompt], params)[0].token_ids
+    logprobs = make_model("llama", "fp32")(input_ids=torch.tensor([prompt])).logits[0].detach().log_softmax(-1)
+    first, *others = result.prompt_logprobs
+    assert first is None and len(others) == length - 1
+    for i, found in enumerate(others):
+        assert found.logprob == pytest.approx(float(logprobs[i, prompt[i + 1]]), abs=1e-3)
+        assert list(found.top) == logprobs[i].topk(2).indices.tolist()
 
 
 @pytest.mark.parametrize("length", [0, 1, 4, 8, "auto"])

@@ -37,6 +37,18 @@ def test_first_cuts_nodes_parents_and_scores():
 
 
 @pytest.mark.parametrize(
+    ("refused", "left"),
+    [((), (0, 1, 2, 3, 4)), ((0,), (1, 4)), ((1,), (0, 2, 3)), ((2, 4), (0, 1, 3)), ((0, 1), ()), ((4,), (0, 1, 2, 3))],
+)
+def test_where_takes_what_hangs_on_a_refused_node_with_it(refused, left):
+    asked = []
+    kept = BRANCHED.where(lambda node: asked.append(node) or node not in refused)
+    assert kept == BRANCHED._take(left)
+    assert kept is BRANCHED or refused
+    assert all(BRANCHED.parents[node] not in refused for node in asked)
+
+
+@pytest.mark.parametrize(
     ("parts", "field"),
     [
         (((1, 2), (-1,)), "TokenTree.parents"),

@@ -56,6 +56,15 @@ class StructuredOutputsParams:
                 raise InvalidInputError("structured_outputs.choice", value, "give at least one text")
             object.__setattr__(self, "choice", tuple(self.choice))
 
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> StructuredOutputsParams:
+        """The same from a JSON object. Raises InvalidInputError for a name that is no field."""
+        known = [each.name for each in fields(cls)]
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise InvalidInputError("structured_outputs", unknown[0], f"is no field of it: give one of {', '.join(known)}")
+        return cls(**given)
+
     @property
     def chosen(self) -> tuple[str, Any]:
         """The field that was given, and its value."""
@@ -70,7 +79,8 @@ class SamplingParams:
     prompt too). `logit_bias` maps token ids to additions. `stop` strings end the text before themselves,
     `stop_token_ids` and the model's EOS (unless `ignore_eos`) end it with themselves, neither before `min_tokens`.
     `seed` None draws one, and the output reports it. `logprobs` asks for that many most likely tokens a position, `prompt_logprobs`
-    for the same of the prompt, both of the target before any processing. `bad_words` are not written, neither first nor behind a space.
+    for the same of the prompt, both of the target before any processing. `bad_words` are not written in the tokens that they have at a
+    text's start or behind a space (one cut into other tokens gets through, as in vLLM).
     `structured_outputs` (also as a dict of its fields) holds the output to a language; the end comes where the language allows it.
     `logits_processors` are transformers': called with `input_ids` [1, num_tokens] and `scores` [1, vocab_size] of one row, the text's rows
     in order; each continuation has copies of its own, so they may keep state (not in a function's closure, which no copy separates).
@@ -110,10 +120,8 @@ class SamplingParams:
         self._normalise("stop", lambda value: (value,) if isinstance(value, str) else tuple(value or ()), "give strings that are not empty")
         self._normalise("stop_token_ids", lambda value: tuple(map(operator.index, value or ())), "give token ids")
         self._normalise("logit_bias", lambda value: {int(i): float(bias) for i, bias in (value or {}).items()}, "give token ids with numbers")
-        self._normalise("bad_words", tuple, "give a list of texts")
-        self._normalise("logits_processors", tuple, "give a list of callables")
-        if isinstance(self.structured_outputs, dict):
-            self._normalise("structured_outputs", lambda value: StructuredOutputsParams(**value), "give a StructuredOutputsParams(...)")
+        self._normalise("bad_words", lambda value: (value,) if isinstance(value, str) else tuple(value or ()), "give texts that are not empty")
+        self._normalise("logits_processors", lambda value: tuple(value or ()), "give a list of callables (input_ids, scores) -> scores")
         self._check_number("temperature", 0.0, math.inf, "give a number of 0 or more; 0 is greedy")
         self._check_number("top_p", 0.0, 1.0, "give a share over 0 and up to 1; 1 is off", open_low=True)
         self._check_number("min_p", 0.0, 1.0, "give a share from 0 to 1; 0 is off")
@@ -147,6 +155,8 @@ class SamplingParams:
             raise InvalidInputError("bad_words", self.bad_words, "give texts that are not empty")
         if any(not callable(processor) for processor in self.logits_processors):
             raise InvalidInputError("logits_processors", self.logits_processors, "give callables (input_ids, scores) -> scores")
+        if isinstance(self.structured_outputs, dict):
+            object.__setattr__(self, "structured_outputs", StructuredOutputsParams.from_dict(self.structured_outputs))
         if self.structured_outputs is not None and not isinstance(self.structured_outputs, StructuredOutputsParams):
             raise InvalidInputError("structured_outputs", self.structured_outputs, "give a StructuredOutputsParams(...)")
         if self.structured_outputs is not None and self.ignore_eos:
