@@ -20,7 +20,9 @@ demo_module = importlib.import_module("forerun.cli.demo")  # the package gives t
 OPTIONS = {
     "demo": "--target --drafter --max-tokens --dtype --device --json",
     "generate": "--target --drafter --prompt --prompts --max-tokens --temperature --top-p --top-k --min-p --seed --stop --ignore-eos "
-    "--json-schema --regex --choice --grammar --bad-word --logprobs --prompt-logprobs --dtype --device --num-draft-tokens --max-num-seqs --json",
+    "--json-schema --regex --choice --grammar --bad-word --logprobs --prompt-logprobs --dtype --device --num-draft-tokens --acceptance --save "
+    "--max-num-seqs --json",
+    "resume": "file --target --drafter --max-tokens --dtype --device --save --json",
     "bench": "--target --drafter --dtype --device --method --temperature --batch-size --max-tokens --prompts --num-prompts --rounds "
     "--profile --output --json",
     "acceptance": "--target --drafter --dtype --device --temperature --num-draft-tokens --max-tokens --every --prompts --num-prompts --engine "
@@ -266,3 +268,32 @@ def test_acceptance_prints_and_writes_the_same_object(pair_options, tmp_path):
 def test_acceptance_refuses_a_drafter_without_laws(saved_pair):
     line = error_line(run("acceptance", "--target", saved_pair[0], "--drafter", "prompt_lookup"), 2)
     assert "prompt_lookup" in line and "give a model" in line
+
+
+def test_save_and_resume(pair_options, tmp_path):
+    paper, later = tmp_path / "saved.jsonl", tmp_path / "later.jsonl"
+    asked = ["generate", *pair_options, "-p", "the inn", "-p", "a tin", "--temperature", "1", "--seed", "5", "--ignore-eos", "--json"]
+    whole = [json.loads(line)["token_ids"] for line in run(*asked, "-n", "30").stdout.splitlines()]
+    short = run(*asked, "-n", "12", "--save", paper)
+    assert [json.loads(line)["token_ids"] for line in short.stdout.splitlines()] == [token_ids[:12] for token_ids in whole]
+    assert run("resume", paper, *pair_options, "-n", "20", "--save", later, "--json").exit_code == 0
+    found = run("resume", later, *pair_options, "-n", "30", "--json").stdout.splitlines()
+    assert [json.loads(line)["token_ids"] for line in found] == whole
+    assert "seed 5" in run("resume", paper, *pair_options, "-n", "30").stdout
+
+
+def test_what_cannot_be_saved_is_refused_before_the_work(pair_options, tmp_path):
+    result = run("generate", *pair_options, "-p", "the inn", "--logprobs", "2", "--save", tmp_path / "saved.jsonl")
+    assert "logprobs=2: those of the saved tokens are gone" in error_line(result, 2)
+
+
+@pytest.mark.parametrize("text", ["", "{}\n", "not JSON"])
+def test_resume_names_the_bad_line(pair_options, tmp_path, text):
+    paper = tmp_path / "saved.jsonl"
+    paper.write_text(text)
+    line = error_line(run("resume", paper, *pair_options), 2)
+    assert "it is empty" in line if not text else "saved.jsonl line 1" in line
+
+
+def test_an_unknown_rule_of_acceptance_is_refused(pair_options):
+    assert 'give "match" or "block"' in error_line(run("generate", *pair_options, "-p", "a", "--acceptance", "typical"), 2)

@@ -11,13 +11,13 @@ import torch
 from forerun.bench.acceptance_report import FLOOR, OVERLAP, Position, mean_with_error, summarise, synthetic
 from forerun.bench.harness import Advance, circumstances, encode
 from forerun.bench.rules import MATCH_ARGMAX, argmax_survival, coupling_floor, overlap, survival, synthetic_pair
-from forerun.prompts import Prompt
 from forerun.config import GREEDY_BELOW, Acceptance, SamplingParams, check_num_draft_tokens
 from forerun.drafters.draft_model import DraftModel
 from forerun.kv_cache.contiguous import ContiguousSequence
 from forerun.llm import LLM, Drafters, drafter_specs
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
+from forerun.prompts import Prompt
 from forerun.sampling.noise import GumbelNoise
 from forerun.sampling.processors import process
 from forerun.sampling.sampler import draw

@@ -17,6 +17,7 @@ from forerun.cli.console import REFUSED, complain, quiet_transformers
 from forerun.cli.demo import demo
 from forerun.cli.drafters import drafters
 from forerun.cli.generate import generate
+from forerun.cli.resume import resume
 
 _UsageError = typer.BadParameter.__mro__[1]  # click's own, which recent typer versions carry inside
 
@@ -67,7 +68,7 @@ def main(
     quiet_transformers()
 
 
-for command in (demo, generate, bench, certify, acceptance, drafters):
+for command in (demo, generate, resume, bench, certify, acceptance, drafters):
     app.command()(command)
 
 __all__ = ["app"]

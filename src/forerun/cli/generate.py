@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, cast
 
 import typer
 
-from forerun.cli.console import FAILED, complain, one_line_errors, progress_bar, results, shows_progress
+from forerun.cli.console import one_line_errors, progress_bar, shows_progress
 from forerun.cli.options import (
     DEFAULT_TARGET,
     DeviceOption,
@@ -23,8 +21,12 @@ from forerun.cli.options import (
     num_draft_tokens_argument,
     structured_outputs_argument,
 )
+from forerun.cli.outputs import show
 from forerun.cli.prompt_rows import PromptRow, read_rows
-from forerun.config import SamplingParams
+from forerun.cli.saved import write_saved
+from forerun.config import Acceptance, SamplingParams
+from forerun.engine.saved_request import SavedRequest
+from forerun.llm import LLM
 from forerun.types import ForerunError, InvalidInputError, RequestOutput
 
 
@@ -51,6 +53,8 @@ def generate(
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     num_draft_tokens: Annotated[str, typer.Option("--num-draft-tokens", "-k", help="auto, a number, or 0 for plain decoding.")] = "auto",
+    acceptance: Annotated[str, typer.Option("--acceptance", help="match: the same tokens as without drafts; block: only the same law, a few more accepted.")] = "match",
+    save: Annotated[Path | None, typer.Option("--save", help="Write what `forerun resume` goes on with.")] = None,
     max_num_seqs: Annotated[int, typer.Option("--max-num-seqs", help="Prompts that run together, at most.")] = 16,
     json_output: JsonOption = False,
 ) -> None:
@@ -72,58 +76,24 @@ def generate(
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             num_draft_tokens=num_draft_tokens_argument(num_draft_tokens),
+            acceptance=cast(Acceptance, acceptance),  # checked there
         )
         rows = read_rows(prompts, params) if prompts is not None else [PromptRow(text, params) for text in prompt or ()]
+        for own in [row.params for row in rows if row.params is not None and save is not None]:
+            SavedRequest([], [], own, 0)  # refused before the work is done, not after
         shown = shows_progress(json_output)
         with progress_bar(shown, f"loading {target}"):
             llm = load(target, drafter, dtype, device, max_num_seqs)
-        good = [row for row in rows if row.params is not None]
         began = time.perf_counter()
-        outputs = llm.generate([row.prompt for row in good], [row.params for row in good if row.params is not None], progress=shown)
+        outputs = _generate(llm, rows, shown)
         seconds = time.perf_counter() - began
-    done = iter(outputs)
-    pairs = [(row, next(done) if row.params is not None else RequestOutput(row.prompt, [], error=ForerunError(row.problem))) for row in rows]
-    if json_output:
-        for row, output in pairs:
-            typer.echo(json.dumps(_as_json(row, output), ensure_ascii=False))
-    else:
-        _print(pairs, seconds)
-    if any(output.error is not None for _, output in pairs):
-        raise typer.Exit(FAILED)
+        if save is not None:
+            write_saved(save, [SavedRequest.of(output, row.params) for row, output in zip(rows, outputs, strict=True) if row.params and not output.error])
+    show(rows, outputs, seconds, json_output)
 
 
-def _as_json(row: PromptRow, output: RequestOutput) -> dict[str, Any]:
-    if output.error is not None:
-        return {**row.labels, "prompt": row.prompt, "error": row.located(output.error)}
-    completion = output.completions[0]
-    found = {
-        **row.labels,
-        "prompt": row.prompt,
-        "text": completion.text,
-        "token_ids": completion.token_ids,
-        "finish_reason": completion.finish_reason,
-        "seed": completion.seed,
-        "stats": completion.stats.as_dict(),
-    }
-    if completion.logprobs is not None:
-        found["logprobs"] = [asdict(each) for each in completion.logprobs]
-    if output.prompt_logprobs is not None:
-        found["prompt_logprobs"] = [None if each is None else asdict(each) for each in output.prompt_logprobs]
-    return found
-
-
-def _print(pairs: Sequence[tuple[PromptRow, RequestOutput]], seconds: float) -> None:
-    console = results()
-    num_tokens = 0
-    for row, output in pairs:
-        if output.error is not None:
-            complain(row.located(output.error))
-            continue
-        stats = output.stats
-        num_tokens += stats.num_output_tokens
-        console.print(row.prompt, style="dim", end="", markup=False, soft_wrap=True)
-        console.print(output.text, markup=False, soft_wrap=True)
-        figures = f"{stats.num_output_tokens} tokens in {stats.num_target_passes} passes, {stats.acceptance_length:.2f} a pass"
-        console.print(f"[{figures}; finish: {output.finish_reason}; seed {output.seed}]\n", style="cyan", markup=False, soft_wrap=True)
-    if num_tokens:
-        console.print(f"{num_tokens} tokens in {seconds:.2f} s, {num_tokens / seconds:.1f} tokens/s", style="dim", markup=False)
+def _generate(llm: LLM, rows: Sequence[PromptRow], progress: bool) -> list[RequestOutput]:
+    """An output a row; the bad rows' say what is wrong with them."""
+    good = [(row.prompt, row.params) for row in rows if row.params is not None]
+    done = iter(llm.generate([prompt for prompt, _ in good], [params for _, params in good], progress=progress))
+    return [next(done) if row.params is not None else RequestOutput(row.prompt, [], error=ForerunError(row.problem)) for row in rows]
