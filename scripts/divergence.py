@@ -28,9 +28,9 @@ import transformers
 from transformers import PreTrainedModel
 
 from forerun import LLM, RequestOutput, SamplingParams
-from forerun.bench.machine import git_commit, hardware, versions
-from forerun.bench.workload import bundled_prompts
 from forerun.llm import total_stats
+from forerun.machine import git_commit, hardware, versions
+from forerun.prompts import bundled_prompts
 
 BUNDLED = "forerun/default"
 DTYPES = ("bfloat16", "float32")

@@ -132,7 +132,15 @@ def test_forced_tokens_are_drafted_without_a_drafters_guess(with_drafters, monke
     [output] = llm.generate("to be", replace(GREEDY, structured_outputs=StructuredOutputsParams(json=schema), num_draft_tokens=length))
     assert json.loads(output.text) == "how much would" and output.finish_reason == "stop"
     assert output.stats.acceptance_length > 2
-    assert set(learned) <= {0}  # they say nothing about the drafters
+    assert set(learned) <= {0}
+
+
+def test_forced_tokens_say_nothing_about_the_drafters(with_drafters, monkeypatch):
+    learned = []
+    monkeypatch.setattr(DraftLength, "learn", lambda self, drafted, accepted: learned.append(drafted))
+    [output] = with_drafters(hostile.Empty()).generate("to be", regex("[a-d]{3} how much would [a-d]{3}", num_draft_tokens="auto"))
+    assert output.stats.num_accepted_tokens >= 8
+    assert len(learned) > 3 and set(learned) == {0}
 
 
 @pytest.mark.parametrize("drafters", [[], [hostile.Empty()]])
@@ -165,6 +173,21 @@ def test_what_leaves_no_token_ends_the_request_alone(llm_of, drafter, params, na
     assert f"{named}: every token at position" in str(bad.error)
     assert good.token_ids == llm.generate("to be", GREEDY)[0].token_ids and other.finish_reason == "stop"
     assert not llm.engine.has_unfinished_requests
+
+
+@pytest.mark.parametrize("length", [0, 3])
+def test_a_matcher_that_breaks_midway_ends_its_request_alone(with_drafters, length):
+    engine = with_drafters(hostile.Random()).engine
+    prompt = make_tokenizer()("to be").input_ids
+    broken, whole = (engine.add_request(prompt, regex("[ab]{9}", num_draft_tokens=length)) for _ in range(2))
+    done = {}
+    for step in range(20):
+        for update in engine.step() if engine.has_unfinished_requests else []:
+            done[update.request.request_id] = update.request
+        if step == 1:
+            done[broken].path_state.grammar.matcher.consume_token(ord("z"))
+    assert "structured_outputs: the grammar cannot go on" in str(done[broken].error)
+    assert done[whole].finish_reason == "stop" and len(done[whole].output_token_ids) == 10
 
 
 BAD_LANGUAGES = {

@@ -55,7 +55,7 @@ class GrammarState:
         matcher = self.matcher.deep_copy()
         forced = matcher.compute_ff_tokens()
         matcher.consume_tokens(forced)
-        must_end = matcher.is_stopped() and not matcher.is_error() and matcher.stop_reason() != "EndOfSentence"
+        must_end = matcher.is_stopped() and not matcher.is_error()
         return [*forced, *self.end_token_ids] if must_end and len(self.end_token_ids) == 1 else forced
 
     def _check(self) -> None:
