@@ -23,6 +23,8 @@ OPTIONS = {
     "--dtype --device --num-draft-tokens --max-num-seqs --json",
     "bench": "--target --drafter --dtype --device --method --temperature --batch-size --max-tokens --prompts --num-prompts --rounds "
     "--profile --output --json",
+    "certify": "--target --drafter --dtype --device --backend --plain-url --speculative-url --model --api-key-file --tie-margin --temperature "
+    "--num-draft-tokens --acceptance --prompts --num-prompts --max-tokens --batch-size --detect --seed --html --output --json",
     "drafters": "--json",
 }
 

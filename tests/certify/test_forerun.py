@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import PROMPTS
+from examinees import PROMPTS
 from tiny_models import VOCAB_SIZE, make_model
 
 from forerun import LLM, SamplingParams
