@@ -15,7 +15,7 @@ from forerun.certify.doubles import CORRECT, FAULTS, double
 from forerun.machine import git_commit, versions
 from forerun.prompts import bundled_prompts, spread
 
-DISTANCE = 0.05  # the smallest fault here, reused noise, moves the law by 0.066; the command's own default is 0.1
+DISTANCES = (0.05, 0.1)  # the smallest fault here, reused noise, moves the law by less than 0.1, the command's own default
 NUM_PROMPTS = 6
 
 
@@ -39,15 +39,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--num-seeds", type=int, default=100)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--detect", type=float, default=DISTANCE)
+    parser.add_argument("--detect", type=float, nargs="+", default=DISTANCES)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
-    doubles = {name: examined(name, given.num_seeds, given.first_seed, given.detect) for name in (*CORRECT, *FAULTS)}
-    report = {"distance": given.detect, "doubles": doubles, "versions": versions(), "git_commit": git_commit()}
+    names = (*CORRECT, *FAULTS)
+    found = {f"{each:g}": {name: examined(name, given.num_seeds, given.first_seed, each) for name in names} for each in given.detect}
     if given.output is not None:
+        report = {"by_distance": found, "versions": versions(), "git_commit": git_commit()}
         given.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    for name, found in doubles.items():
-        print(f"{name:20} {'correct' if found['correct'] else 'faulty':8} not certified in {found['not_certified']}/{found['num_seeds']}  {found['by_check']}")
+    for distance, doubles in found.items():
+        for name, one in doubles.items():
+            print(f"{distance:5} {name:20} {'correct' if one['correct'] else 'faulty':8} not certified: {one['not_certified']}/{one['num_seeds']}  {one['by_check']}")
+
 
 
 if __name__ == "__main__":

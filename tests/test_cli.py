@@ -27,6 +27,8 @@ OPTIONS = {
     "--profile --output --json",
     "acceptance": "--target --drafter --dtype --device --temperature --num-draft-tokens --max-tokens --every --prompts --num-prompts --engine "
     "--output --json",
+    "certify": "--target --drafter --dtype --device --backend --plain-url --speculative-url --model --api-key-file --tie-margin --temperature "
+    "--num-draft-tokens --acceptance --prompts --num-prompts --max-tokens --batch-size --detect --seed --html --output --json",
     "drafters": "--json",
 }
 

@@ -6,8 +6,6 @@ from tiny_models import make_drafter, make_model
 from forerun import LLM
 from forerun.certify.forerun_backend import ForerunSubject
 
-PROMPTS = ["to be or not", "that is the question", "once more"]
-
 
 @pytest.fixture(scope="session")
 def subject_of(tokenizer):

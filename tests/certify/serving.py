@@ -45,6 +45,7 @@ def served(double: Double, num_draft_tokens: int, *, shape: str = "lists", refus
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -69,6 +69,11 @@ def test_runs_are_repeated_by_their_seed_and_fresh_without_one():
     assert len(fresh) == 3
 
 
+def test_a_rule_that_nobody_offers_is_refused():
+    with pytest.raises(InvalidInputError, match="offers match"):
+        certify(double("match"), PROMPTS, CertifyConfig(acceptances=("block",)))
+
+
 def test_an_unknown_double_is_refused():
     with pytest.raises(InvalidInputError, match="argmax_draft"):
         double("nobody")

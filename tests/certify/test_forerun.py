@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import PROMPTS
+from examinees import PROMPTS
 from tiny_models import VOCAB_SIZE, make_model
 
 from forerun import LLM, SamplingParams
@@ -43,6 +43,16 @@ def test_the_engine_is_certified(subject_of, dtype):
     assert all(check.status == "passed" for check in found.checks)
     assert len(found.margins) == len(PROMPTS) * QUICK.max_tokens and min(found.margins) >= 0.0
     assert found.subject["drafters"] and found.subject["exactness"]["kind"] == "bitwise"
+
+
+def test_each_rule_is_held_to_what_it_promises(subject_of):
+    config = replace(QUICK, acceptances=("block",), draft_lengths=(3,))
+    found = certify(subject_of("fp32"), PROMPTS, config)
+    assert found.verdict == "certified"
+    assert [check.name for check in found.checks if check.kind == "parity"] == ["greedy parity"] * 3, "block keeps the law, not the tokens"
+    assert all("block" in check.setting for check in found.checks if check.kind != "bits" and "plain" not in check.setting)
+    both = certify(subject_of("fp32"), PROMPTS, replace(config, acceptances=("block", "match"), temperatures=(0.0,)))
+    assert [("block" in check.setting) for check in both.checks if check.kind == "parity"] == [False] * 3 + [True]
 
 
 def test_the_law_is_that_of_the_engine(subject_of):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import PROMPTS
+from examinees import PROMPTS
 from tiny_models import make_drafter, make_model
 
 from forerun.certify import CertifyConfig, certify
@@ -13,7 +13,7 @@ from forerun.certify.subject import Setting
 from forerun.certify.transformers_backend import TransformersSubject, load_transformers
 from forerun.types import ForerunError, InvalidInputError
 
-QUICK = CertifyConfig(seed=1, max_tokens=6, batch_size=1, distance=0.4, draft_lengths=("auto", 3))
+QUICK = CertifyConfig(seed=1, max_tokens=6, batch_size=1, distance=0.3, draft_lengths=("auto", 3))
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_prompt_lookup_and_the_users_model_stay_as_they_are(tokenizer):
 def test_a_wrong_rule_is_caught(subject, monkeypatch):
     """Every drafted token accepted, as though the target had agreed."""
 
-    def takes_all(candidate_input_ids, candidate_logits, candidate_length, new_logits, *more):
+    def takes_all(candidate_input_ids, candidate_logits, candidate_length, new_logits, **more):
         drafted = candidate_input_ids[:, -candidate_length:]
         return torch.cat([drafted, new_logits[:, -1:].argmax(-1)], dim=1), candidate_length
 

@@ -124,7 +124,8 @@ def _check(
 ) -> Check:  # fmt: skip
     """A statistical test waits for the others of its run: `decided` gives it its status."""
     if num_cells < 2:
-        return Check("law", name, settings_of(setting), "skipped", f"one outcome takes all of the mass after {where!r}: give another prompt")
+        summary = f"after {where!r} one beginning takes all of the mass, or none is likely enough: give another prompt, or a smaller --detect"
+        return Check("law", name, settings_of(setting), "skipped", summary)
     found = detectable(num_samples, num_cells, plan.alpha, plan.power, two_samples=two_samples)
     figures = {
         "where": where, "num_samples": num_samples, "num_cells": num_cells, "statistic": round(statistic, 3), "degrees_of_freedom": num_cells - 1,

@@ -108,6 +108,8 @@ class _Examination:
         self._texts = PlainTexts(subject, prompts, self._seeds, config.max_tokens)
         sampled = [each for each in config.temperatures if each >= GREEDY_BELOW]
         self._rules = [rule for rule in config.acceptances if rule in subject.acceptances]
+        if not self._rules:
+            raise InvalidInputError("acceptance", config.acceptances, f"{subject.name} offers {', '.join(subject.acceptances)}")
         self._laws = [(temperature, rule) for temperature in sampled for rule in self._rules]
         # two tests of a law each; Holm is never stricter than Bonferroni over them
         self._plan = LawPlan(config.distance, config.power, config.false_alarm / max(1, 2 * len(self._laws)))
@@ -129,18 +131,22 @@ class _Examination:
         return [parity(self._texts, setting)]
 
     def _parity_settings(self) -> list[Setting]:
-        """Every draft length alone and in a batch, the reference itself in a batch, and the other rules once where they are greedy."""
+        """Every draft length alone and in a batch, the reference itself in a batch, and further rules once where they are greedy.
+
+        Only `match` is asked for the same tokens at a temperature: the others keep the law alone.
+        """
         config = self._config
-        temperatures = [each for each in config.temperatures if each < GREEDY_BELOW or self._subject.seeded != "no"]
+        first, *others = sorted(self._rules, key=lambda rule: rule != "match")
+        seeded = first == "match" and self._subject.seeded != "no"
+        temperatures = [each for each in config.temperatures if each < GREEDY_BELOW or seeded]
         sizes = dict.fromkeys((1, config.batch_size))
         settings = [
-            Setting(temperature, config.max_tokens, length, "match", size)
+            Setting(temperature, config.max_tokens, length, first, size)
             for temperature in temperatures
             for size in sizes
             for length in ((0,) if size > 1 else ()) + config.draft_lengths
         ]
         greedy = [each for each in temperatures if each < GREEDY_BELOW]
-        others = [rule for rule in self._rules if rule != "match"]
         return settings + [Setting(each, config.max_tokens, self._law_drafts(), rule, config.batch_size) for each in greedy for rule in others]
 
     def _law_drafts(self) -> NumDraftTokens:
