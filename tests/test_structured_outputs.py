@@ -179,7 +179,7 @@ def test_what_leaves_no_token_ends_the_request_alone(llm_of, drafter, params, na
 def test_a_matcher_that_breaks_midway_ends_its_request_alone(with_drafters, length):
     engine = with_drafters(hostile.Random()).engine
     prompt = make_tokenizer()("to be").input_ids
-    broken, whole = (engine.add_request(prompt, regex("[ab]{9}", num_draft_tokens=length)) for _ in range(2))
+    broken, whole = (engine.add_request(prompt, regex("[ab]{9}", num_draft_tokens=length))[0] for _ in range(2))
     done = {}
     for step in range(20):
         for update in engine.step() if engine.has_unfinished_requests else []:
