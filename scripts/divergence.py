@@ -4,7 +4,7 @@
     python scripts/divergence.py --model path/to/target --draft-model path/to/drafter --output benchmarks/divergence.json
     python scripts/divergence.py --only qwen3_moe --tokens 1000 --output /tmp/try.json
 
-Targets: the bundled pair; a model folder of your own; nine architectures with random weights, made here. Each in bfloat16 and float32, with
+Targets: the bundled pair; a model folder of your own; eight architectures with random weights, made here. Each in bfloat16 and float32, with
 each drafter. A cell (target, dtype, temperature, drafter) is written as soon as it is done, and skipped where the file already has it.
 """
 
@@ -58,7 +58,6 @@ RANDOM_WEIGHTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", _BASE),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", _BASE | _HEAD),
     "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", _BASE | _HEAD | _WINDOWS),
-    "mistral": ("MistralConfig", "MistralForCausalLM", _BASE | {"sliding_window": 64}),
     "phi3": ("Phi3Config", "Phi3ForCausalLM", _BASE),
     "gpt_neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", _NEOX),
     "mixtral": ("MixtralConfig", "MixtralForCausalLM", _BASE | {"num_local_experts": 8, "num_experts_per_tok": 2}),

@@ -64,6 +64,7 @@ _LATENT = {
     "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16,
     "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 64, "first_k_dense_replace": 1,
 }  # fmt: skip
+_FEW_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 120}  # 120: no vector register divides its odd multiples
 _ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 # one key head for all, tied embeddings, and sizes that no vector register divides
 _ODD = {"hidden_size": 72, "intermediate_size": 100, "num_key_value_heads": 1, "tie_word_embeddings": True}
@@ -78,12 +79,12 @@ ARCHITECTURES = {
     "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_NEOX)),
     "phi3": lambda: Phi3ForCausalLM(Phi3Config(**_BASE, pad_token_id=0)),
     "llama_odd": lambda: LlamaForCausalLM(LlamaConfig(**_BASE | _ODD)),
-    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**_BASE, num_local_experts=4, num_experts_per_tok=2)),
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**_BASE | _FEW_EXPERTS)),
     "qwen2_moe": lambda: Qwen2MoeForCausalLM(Qwen2MoeConfig(**_BASE, **_EXPERTS | {"num_experts": 60}, shared_expert_intermediate_size=96)),
     "qwen3_moe": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**_BASE, **_HEAD, **_EXPERTS)),
     "olmoe": lambda: OlmoeForCausalLM(OlmoeConfig(**_BASE, num_experts=8, num_experts_per_tok=2)),
     "deepseek_v3": lambda: DeepseekV3ForCausalLM(DeepseekV3Config(**_BASE | _LATENT)),
-    "gpt_oss": lambda: GptOssForCausalLM(GptOssConfig(**_BASE, **_HEAD, num_local_experts=4, num_experts_per_tok=2, **_MIXED, **_ROPE)),
+    "gpt_oss": lambda: GptOssForCausalLM(GptOssConfig(**_BASE | _HEAD | _FEW_EXPERTS | _MIXED | _ROPE)),
 }
 EXPERT_ARCHITECTURES = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss"]
 

@@ -1,7 +1,7 @@
 """Mixture-of-experts layers whose result for a row does not depend on the other rows of the pass.
 
 A row shares its experts with whoever else chose them, so the number of rows that an expert multiplies changes from pass to pass, and with it
-the kernel. Here every product has between `min_expert_rows` and 32 rows, and a row's experts are added in the row's own order
+the kernel. Here every product has a multiple of `row_step` rows, at most 32, and a row's experts are added in the row's own order
 (docs/decisions/0006). Installed through transformers' ExpertsInterface; model files stay as they are.
 """
 
@@ -18,8 +18,9 @@ EXPERTS_NAME = "forerun"
 BLOCK_ROWS = 32  # `F.linear` in bfloat16 is row-invariant up to here on every processor measured, on some not above
 
 
-def min_expert_rows(dtype: torch.dtype) -> int:
-    """Rows that one product of an expert has at least. In float32 the kernel for fewer than 12 rows changes with rows and threads."""
+def row_step(dtype: torch.dtype) -> int:
+    """An expert's rows are padded to a multiple of this. In float32 the kernel for fewer than 12 rows changes with rows and threads, and a
+    vectorised activation over an odd number of rows may end inside the last one."""
     return 16 if dtype == torch.float32 else 4
 
 
@@ -56,9 +57,9 @@ def experts_in_fixed_order(
 
 
 def _expert(module: Any, expert: int, rows: torch.Tensor) -> torch.Tensor:
-    """One expert's `[num_rows, hidden_size]`, computed on at least `min_expert_rows` rows."""
+    """One expert's `[num_rows, hidden_size]`, of at most `BLOCK_ROWS` rows."""
     num_rows = rows.shape[0]
-    rows = F.pad(rows, (0, 0, 0, max(0, min_expert_rows(rows.dtype) - num_rows)))
+    rows = F.pad(rows, (0, 0, 0, -num_rows % row_step(rows.dtype)))
     if module.has_gate:
         inner = module._apply_gate(_project(module, "gate_up_proj", expert, rows))
     else:
@@ -81,4 +82,4 @@ def run_experts_in_fixed_order(model: PreTrainedModel) -> None:
     model.set_experts_implementation(EXPERTS_NAME)
 
 
-__all__ = ["experts_in_fixed_order", "min_expert_rows", "run_experts_in_fixed_order"]
+__all__ = ["experts_in_fixed_order", "row_step", "run_experts_in_fixed_order"]
