@@ -25,7 +25,7 @@ class Counts:
 
     def __call__(self, input_ids, scores):
         self.num_calls += 1
-        scores[:, :: self.num_calls % 5 + 2] = float("-inf")
+        scores[:, :: self.num_calls % 5 + 3] = float("-inf")
         return scores
 
 
@@ -87,7 +87,7 @@ def plain(llm_of):
 @pytest.mark.parametrize("drafter", ["prompt_lookup", "draft_model"])
 @pytest.mark.parametrize("name", FEATURES)
 def test_alone(llm_of, plain, name, drafter, temperature):
-    for length in (1, 4, 7, "auto"):
+    for length in (1, 5, "auto"):
         result = llm_of("fp32", drafter).generate(PROMPT, replace(asked(name, temperature), num_draft_tokens=length))[0]
         assert told(result) == told(plain(name, temperature))
 
