@@ -1,6 +1,6 @@
-"""Does `forerun certify` catch planted faults, and does it leave correct engines alone? Every double, many seeds, through the checks that users run.
+"""Does `forerun certify` catch planted faults, and does it leave correct engines alone? Every double, many seeds, the checks that users run.
 
-    python scripts/certify_faults.py --output benchmarks/certify_faults.json
+python scripts/certify_faults.py --output benchmarks/certify_faults.json
 """
 
 from __future__ import annotations
@@ -32,7 +32,13 @@ def examined(name: str, num_seeds: int, first_seed: int, distance: float) -> dic
             accused.append(seed)
         for kind in {check.name for check in found.checks if check.status == "failed"}:
             by_kind[kind] = by_kind.get(kind, 0) + 1
-    return {"correct": name in CORRECT, "num_seeds": num_seeds, "not_certified": len(accused), "by_check": by_kind, "smallest_adjusted_p": smallest}
+    return {
+        "correct": name in CORRECT,
+        "num_seeds": num_seeds,
+        "not_certified": len(accused),
+        "by_check": by_kind,
+        "smallest_adjusted_p": smallest,
+    }
 
 
 def main() -> None:
@@ -49,8 +55,9 @@ def main() -> None:
         given.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for distance, doubles in found.items():
         for name, one in doubles.items():
-            print(f"{distance:5} {name:20} {'correct' if one['correct'] else 'faulty':8} not certified: {one['not_certified']}/{one['num_seeds']}  {one['by_check']}")
-
+            print(
+                f"{distance:5} {name:20} {'correct' if one['correct'] else 'faulty':8} not certified: {one['not_certified']}/{one['num_seeds']}  {one['by_check']}"
+            )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,9 @@ def answer(double: Double, asked: dict, num_draft_tokens: int, shape: str, refus
 
 
 @contextmanager
-def served(double: Double, num_draft_tokens: int, *, shape: str = "lists", refuses_logprobs: bool = False, moved: str | None = None) -> Iterator[str]:
+def served(
+    double: Double, num_draft_tokens: int, *, shape: str = "lists", refuses_logprobs: bool = False, moved: str | None = None
+) -> Iterator[str]:
     """The URL of a server on this machine, for as long as the block runs. `moved` answers with a redirect to there."""
 
     class Handler(BaseHTTPRequestHandler):

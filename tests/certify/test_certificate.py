@@ -23,7 +23,10 @@ PROMPTS = ["one", "<two> & three"]
 
 @pytest.fixture(scope="module")
 def certificates():
-    return {name: certify(double(name), PROMPTS, CertifyConfig(seed=1, command="forerun certify --target x")) for name in ("match", "loose_greedy")}
+    return {
+        name: certify(double(name), PROMPTS, CertifyConfig(seed=1, command="forerun certify --target x"))
+        for name in ("match", "loose_greedy")
+    }
 
 
 def certificate_of(*statuses):
@@ -76,7 +79,15 @@ def test_the_table_and_the_notes(certificates):
         for line in notes(bad):
             console.print(line)
     text = console.export_text()
-    for words in ("loose_greedy: not certified", "greedy parity", "failed", "wrong: 'one'", "margin", "2 statistical tests", "the same again"):
+    for words in (
+        "loose_greedy: not certified",
+        "greedy parity",
+        "failed",
+        "wrong: 'one'",
+        "margin",
+        "2 statistical tests",
+        "the same again",
+    ):
         assert words in text
     assert "wrong" not in " ".join(notes(certificates["match"]))
 

@@ -27,7 +27,21 @@ def key_file(tmp_path):
 
 
 def servers(plain, speculative, key_file):
-    return ["--plain-url", plain, "--speculative-url", speculative, "--model", "m", "--api-key-file", key_file, "--temperature", "0", "--temperature", "1", *QUICK]
+    return [
+        "--plain-url",
+        plain,
+        "--speculative-url",
+        speculative,
+        "--model",
+        "m",
+        "--api-key-file",
+        key_file,
+        "--temperature",
+        "0",
+        "--temperature",
+        "1",
+        *QUICK,
+    ]
 
 
 def test_the_engine(saved_pair, tmp_path):

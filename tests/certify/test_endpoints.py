@@ -46,7 +46,11 @@ def test_a_law_that_is_bent_is_caught():
 
 @pytest.mark.parametrize("how", [{}, {"refuses_logprobs": True}], ids=str)
 def test_a_greedy_fault_is_caught_with_its_margin(how):
-    found = examined(Double(fault="loose_greedy"), CertifyConfig(temperatures=(0.0,), draft_lengths=("auto",), max_tokens=12, batch_size=1, seed=2), **how)
+    found = examined(
+        Double(fault="loose_greedy"),
+        CertifyConfig(temperatures=(0.0,), draft_lengths=("auto",), max_tokens=12, batch_size=1, seed=2),
+        **how,
+    )
     assert found.verdict == "not certified" and found.divergences
     for each in found.divergences:
         assert each.verdict == WRONG and each.tolerance == 0.15 < each.margin <= 0.6932  # the fault lets half as likely letters pass
@@ -89,7 +93,9 @@ def test_errors_name_the_url_and_hide_the_key():
             assert "sk-another" not in str(caught.value)
 
 
-@pytest.mark.parametrize("body", [{}, {"choices": []}, {"choices": [{}]}, {"choices": [{"text": "a", "logprobs": {"content": [3]}}]}], ids=str)
+@pytest.mark.parametrize(
+    "body", [{}, {"choices": []}, {"choices": [{}]}, {"choices": [{"text": "a", "logprobs": {"content": [3]}}]}], ids=str
+)
 def test_an_answer_that_is_no_completion_is_refused(monkeypatch, body):
     monkeypatch.setattr("serving.answer", lambda *_: (200, body))
     with served(Double(), 0) as url:

@@ -1,4 +1,4 @@
-"""Planted faults are caught and correct engines are not accused, by the checks that users run. scripts/certify_faults.py takes 100 seeds."""
+"""Planted faults are caught and correct engines are not accused, by the checks that users run. The script takes 100 seeds."""
 
 from __future__ import annotations
 

@@ -57,7 +57,9 @@ def test_the_power_is_reached_where_it_is_hardest(num_cells, two_samples):
     num_samples = num_samples_for(num_cells, distance, alpha, 0.9, two_samples=two_samples)
     generator = np.random.default_rng(3)
     if two_samples:
-        found = [homogeneity(generator.multinomial(num_samples, other), generator.multinomial(num_samples, law))[1] < alpha for _ in range(400)]
+        found = [
+            homogeneity(generator.multinomial(num_samples, other), generator.multinomial(num_samples, law))[1] < alpha for _ in range(400)
+        ]
     else:
         found = [goodness_of_fit(generator.multinomial(num_samples, other), law)[1] < alpha for _ in range(400)]
     assert np.mean(found) > 0.85

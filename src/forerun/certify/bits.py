@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from forerun.certify.certificate import Check
+from forerun.certify.certificate import Check, Status
 from forerun.kv_cache.contiguous import ContiguousSequence
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
@@ -42,14 +42,22 @@ def row_difference(model: CausalModel, token_ids: Sequence[int], num_rows: int =
             found, found_layers = _in_passes(model, known, token_ids, start, width, neighbours, layers)
             difference = (found.float() - alone.float()).abs().max().item()
             if difference > 0.0:
-                apart = [depth for depth, (one, other) in enumerate(zip(alone_layers, found_layers, strict=True)) if not torch.equal(one, other)]
+                apart = [
+                    depth for depth, (one, other) in enumerate(zip(alone_layers, found_layers, strict=True)) if not torch.equal(one, other)
+                ]
                 first = min([*apart, *([] if first is None else [first])], default=first)
             largest = max(largest, difference)
     return Difference(largest, first, size)
 
 
 def _in_passes(
-    model: CausalModel, known: ContiguousSequence, token_ids: Sequence[int], start: int, width: int, neighbours: int, layers: list[list[torch.Tensor]]
+    model: CausalModel,
+    known: ContiguousSequence,
+    token_ids: Sequence[int],
+    start: int,
+    width: int,
+    neighbours: int,
+    layers: list[list[torch.Tensor]],
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Logits `[num_rows, vocab_size]` of the rows from `start` on, `width` a pass, and their hidden states after each layer."""
     kvs = [known.copy() for _ in range(neighbours)]
@@ -99,5 +107,6 @@ def bits_check(model: CausalModel, texts: Sequence[Sequence[int]], *, promised: 
     summary = f"{figures['num_rows']} rows, largest difference {largest:g}"
     if largest > 0.0:
         summary += f", first in layer {figures['first_layer']}" if layers else ", layer unknown"
-    status = "reported" if not promised else "failed" if largest > 0.0 else "passed"
-    return Check("bits", "verify rows against plain rows", f"passes of {', '.join(map(str, WIDTHS))} rows, {NUM_NEIGHBOURS} requests", status, summary, figures=figures)  # type: ignore[arg-type]
+    status: Status = "reported" if not promised else "failed" if largest > 0.0 else "passed"
+    setting = f"passes of {', '.join(map(str, WIDTHS))} rows, {NUM_NEIGHBOURS} requests"
+    return Check("bits", "verify rows against plain rows", setting, status, summary, figures=figures)

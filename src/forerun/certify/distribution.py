@@ -119,16 +119,18 @@ def _against_plain(setting: Setting, found: Sequence[Continuation], plain: Seque
 
 
 def _check(
-    name: str, setting: Setting, num_samples: int, num_cells: int, statistic: float, p_value: float, distance: float, plan: LawPlan, where: str,
-    *, two_samples: bool,
+    name: str, setting: Setting, num_samples: int, num_cells: int, statistic: float, p_value: float, distance: float, plan: LawPlan,
+    where: str, *, two_samples: bool,
 ) -> Check:  # fmt: skip
     """A statistical test waits for the others of its run: `decided` gives it its status."""
     if num_cells < 2:
-        summary = f"after {where!r} one beginning takes all of the mass, or none is likely enough: give another prompt, or a smaller --detect"
+        summary = (
+            f"after {where!r} one beginning takes all of the mass, or none is likely enough: give another prompt, or a smaller --detect"
+        )
         return Check("law", name, settings_of(setting), "skipped", summary)
     found = detectable(num_samples, num_cells, plan.alpha, plan.power, two_samples=two_samples)
     figures = {
-        "where": where, "num_samples": num_samples, "num_cells": num_cells, "statistic": round(statistic, 3), "degrees_of_freedom": num_cells - 1,
+        "where": where, "num_samples": num_samples, "num_cells": num_cells, "degrees_of_freedom": num_cells - 1, "statistic": round(statistic, 3),
         "total_variation": round(distance, 5), "detectable": found, "power": plan.power, "two_samples": two_samples,
     }  # fmt: skip
     summary = f"TV {distance:.3f} over {num_cells} cells, {num_samples} samples; finds {found:g}"

@@ -111,7 +111,6 @@ class Double:
         return sum(prompt.encode()) % self.language.vocab_size
 
 
-
 def _pick(laws: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     """One symbol a row of `[num_rows, vocab_size]`, by inversion."""
     return np.asarray(np.minimum((laws.cumsum(axis=1) < uniform[:, None]).sum(axis=1), laws.shape[1] - 1))
@@ -129,7 +128,9 @@ def _keyed(laws: np.ndarray, last: np.ndarray, seeds: Sequence[int], max_tokens:
 class _Rounds:
     """Speculative sampling token by token (Leviathan et al. 2023; Chen et al. 2023) of many requests at a time, and its faults."""
 
-    def __init__(self, language: MarkovLanguage, fault: Fault | None, temperature: float, num_drafts: int, random: np.random.Generator) -> None:
+    def __init__(
+        self, language: MarkovLanguage, fault: Fault | None, temperature: float, num_drafts: int, random: np.random.Generator
+    ) -> None:
         ignored = fault == "temperature_ignored" and temperature >= GREEDY_BELOW
         self._p = language.laws(language.target, 1.0 if ignored else temperature)
         self._q = language.laws(language.drafter, temperature)

@@ -62,7 +62,9 @@ class Endpoint:
         self.url = f"{base}/v1/completions"
         self._model = model
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        self._client = httpx2.Client(headers=headers, timeout=httpx2.Timeout(TIMEOUT_SECONDS, connect=CONNECT_SECONDS), follow_redirects=False)
+        self._client = httpx2.Client(
+            headers=headers, timeout=httpx2.Timeout(TIMEOUT_SECONDS, connect=CONNECT_SECONDS), follow_redirects=False
+        )
 
     def complete(self, prompt: str, seed: int, setting: Setting, num_logprobs: int | None) -> Completion:
         """One completion. Raises EndpointError."""
@@ -167,7 +169,9 @@ class EndpointSubject:
 
     def judge(self, prompt: str, seed: int, setting: Setting, plain: Continuation, other: Continuation) -> Divergence:
         """The plain endpoint's log-probabilities of the two tokens, against the threshold."""
-        position = next((index for index, (one, two) in enumerate(zip(plain, other, strict=False)) if one != two), min(len(plain), len(other)))
+        position = next(
+            (index for index, (one, two) in enumerate(zip(plain, other, strict=False)) if one != two), min(len(plain), len(other))
+        )
         margin = self._margin(prompt, seed, setting, plain, other, position)
         how = f"the plain endpoint's log-probabilities, against a threshold of {self._tie_margin:g}"
         if margin is None:
@@ -203,4 +207,3 @@ class EndpointSubject:
 def _is_end(token: str) -> bool:
     """End tokens are shown as nothing, or in angle brackets."""
     return not token or (token.startswith("<") and token.endswith(">"))
-

@@ -50,6 +50,8 @@ def notes(certificate: Certificate) -> list[str]:
     lines += [f"and {left} more divergences, in the JSON"] if left > 0 else []
     num_tests = sum(check.p_value is not None for check in certificate.checks)
     if num_tests:
-        lines.append(f"{num_tests} statistical tests, judged together: a correct engine fails one of them in {certificate.false_alarm:g} of all runs at most")
+        lines.append(
+            f"{num_tests} statistical tests, judged together: a correct engine fails one of them in {certificate.false_alarm:g} of all runs at most"
+        )
     lines.append(f"{certificate.verdict}, in {certificate.seconds:.0f} s, seed {certificate.seed}")
     return [*lines, f"the same again: {certificate.repeat}"] if certificate.repeat else lines

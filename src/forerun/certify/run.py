@@ -66,7 +66,9 @@ class CertifyConfig:
                 raise InvalidInputError(name, share, "give a share between 0 and 1")
 
 
-def certify(subject: Subject, prompts: Sequence[str], config: CertifyConfig, advance: Advance = lambda done, total, what: None) -> Certificate:
+def certify(
+    subject: Subject, prompts: Sequence[str], config: CertifyConfig, advance: Advance = lambda done, total, what: None
+) -> Certificate:
     """Asks everything and judges. Raises ForerunError where the subject cannot be asked."""
     if not prompts:
         raise InvalidInputError("prompts", prompts, "give at least one prompt")
@@ -147,7 +149,9 @@ class _Examination:
             for length in ((0,) if size > 1 else ()) + config.draft_lengths
         ]
         greedy = [each for each in temperatures if each < GREEDY_BELOW]
-        return settings + [Setting(each, config.max_tokens, self._law_drafts(), rule, config.batch_size) for each in greedy for rule in others]
+        return settings + [
+            Setting(each, config.max_tokens, self._law_drafts(), rule, config.batch_size) for each in greedy for rule in others
+        ]
 
     def _law_drafts(self) -> NumDraftTokens:
         """The longest asked: it accepts, refuses and ends in every way that the shorter ones do."""

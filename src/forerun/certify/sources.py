@@ -48,13 +48,21 @@ class Source:
         if self.backend not in BACKENDS:
             raise InvalidInputError("backend", self.backend, f"give one of {', '.join(BACKENDS)}, or two URLs")
         own = {name: getattr(self, name) for name in ("plain_url", "speculative_url", "model", "api_key_file", "tie_margin")}
-        local = {"target": self.target, "dtype": self.dtype, "device": self.device, "drafter": None if self.drafter == "auto" else self.drafter}
+        local = {
+            "target": self.target,
+            "dtype": self.dtype,
+            "device": self.device,
+            "drafter": None if self.drafter == "auto" else self.drafter,
+        }
         if self.is_remote:
             missing = [name for name in ("plain_url", "speculative_url", "model") if own[name] is None]
             if missing:
                 raise InvalidInputError(missing[0], None, "servers are named by --plain-url, --speculative-url and --model together")
             settings = {name: asked.get(name) for name in ("num_draft_tokens", "acceptance")}
-            _refuse(local | settings | {"backend": None if self.backend == "forerun" else self.backend}, "it is the servers' own affair: leave it out")
+            _refuse(
+                local | settings | {"backend": None if self.backend == "forerun" else self.backend},
+                "it is the servers' own affair: leave it out",
+            )
             return
         _refuse(own, "it belongs to servers, which --plain-url and --speculative-url name: leave it out")
         if self.backend == "transformers":

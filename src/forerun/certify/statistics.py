@@ -62,7 +62,9 @@ def num_samples_for(num_cells: int, distance: float, alpha: float, wanted: float
 def detectable(num_samples: int, num_cells: int, alpha: float, wanted: float, *, two_samples: bool = False) -> float:
     """The smallest total variation, to a thousandth, that is found with power `wanted`; 1.0 where none is."""
     distances = np.arange(1, 1001) / 1000
-    return next((float(each) for each in distances if power(num_samples, num_cells, float(each), alpha, two_samples=two_samples) >= wanted), 1.0)
+    return next(
+        (float(each) for each in distances if power(num_samples, num_cells, float(each), alpha, two_samples=two_samples) >= wanted), 1.0
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

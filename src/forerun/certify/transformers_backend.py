@@ -47,7 +47,9 @@ class TransformersSubject:
     def _one(self, token_ids: list[int], seed: int, setting: Setting) -> Continuation:
         ids = torch.tensor([token_ids], device=self._model.device)
         greedy = setting.temperature < GREEDY_BELOW
-        sampling: dict[str, Any] = {"do_sample": False} if greedy else {"do_sample": True, "temperature": setting.temperature, "top_k": 0, "top_p": 1.0}
+        sampling: dict[str, Any] = (
+            {"do_sample": False} if greedy else {"do_sample": True, "temperature": setting.temperature, "top_k": 0, "top_p": 1.0}
+        )
         speculation = {} if setting.is_plain else self._speculation(setting)
         with torch.random.fork_rng(devices=[ids.device] if ids.device.type == "cuda" else []):
             torch.manual_seed(seed)
@@ -57,7 +59,9 @@ class TransformersSubject:
                 )
             except Exception as error:  # of many kinds; whatever ends `generate` leaves nothing to examine
                 first_line = str(error).strip().split("\n")[0]
-                raise ForerunError(f"transformers' generate failed with {', '.join(speculation) or 'no speculation'}: {type(error).__name__}: {first_line}") from error
+                raise ForerunError(
+                    f"transformers' generate failed with {', '.join(speculation) or 'no speculation'}: {type(error).__name__}: {first_line}"
+                ) from error
         return tuple(output[0, len(token_ids) :].tolist())
 
     def _speculation(self, setting: Setting) -> dict[str, Any]:
@@ -85,14 +89,18 @@ class TransformersSubject:
         rows = [self._rows(token_ids, [int(symbol) for symbol in plain[:position]], width) for width in WIDTHS]
         margin = float(rows[0][-1, int(plain[position])] - rows[0][-1, int(other[position])])
         difference = max(float((each[-COMPARED:] - rows[0][-COMPARED:]).abs().max()) for each in rows[1:])
-        how = f"the logits of this prefix differ by up to {difference:.3g} between passes of {', '.join(map(str, WIDTHS))} rows; twice that may turn a choice"
+        widths = ", ".join(map(str, WIDTHS))
+        how = f"the logits of this prefix differ by up to {difference:.3g} between passes of {widths} rows; twice that may turn a choice"
         return judged(prompt, seed, setting, position, plain, other, margin, 2 * difference, how)
 
     def _rows(self, prompt: list[int], output: list[int], width: int) -> torch.Tensor:
         """Logits `[len(output) + 1, vocab_size]` float32 after the prompt and each output token, `width` output rows a pass."""
         cache = DynamicCache(config=self._model.config)
         passes = [prompt] + [output[low : low + width] for low in range(0, len(output), width)]
-        rows = [self._model(input_ids=torch.tensor([each], device=self._model.device), past_key_values=cache, use_cache=True).logits[0] for each in passes]
+        rows = [
+            self._model(input_ids=torch.tensor([each], device=self._model.device), past_key_values=cache, use_cache=True).logits[0]
+            for each in passes
+        ]
         return torch.cat([rows[0][-1:], *rows[1:]]).float()
 
     def own_checks(self, prompts: Sequence[str], seed: int) -> list[Check]:

@@ -30,7 +30,9 @@ from forerun.prompts import bundled_prompts, read_prompts, spread
 from forerun.types import ForerunError, InvalidInputError
 
 DEFAULT_DRAFTS = ("auto", "4")
-TargetOption = Annotated[str | None, typer.Option("--target", "-t", help=f"Model folder, hub id, or the bundled {DEFAULT_TARGET}, which is taken if left out.")]
+TargetOption = Annotated[
+    str | None, typer.Option("--target", "-t", help=f"Model folder, hub id, or the bundled {DEFAULT_TARGET}, which is taken if left out.")
+]
 
 
 def certify(
@@ -43,16 +45,26 @@ def certify(
     speculative_url: Annotated[str | None, typer.Option("--speculative-url", help="The same model with speculation.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Its name on both servers.")] = None,
     api_key_file: Annotated[Path | None, typer.Option("--api-key-file", help="File that holds the key of both servers.")] = None,
-    tie_margin: Annotated[float | None, typer.Option("--tie-margin", help="Servers: differences of log-probability up to here are near ties. Left out: 0.15.")] = None,
-    temperature: Annotated[list[float] | None, typer.Option("--temperature", help="Repeat for several. Left out: 0 and 0.8; servers 1, too.")] = None,
-    num_draft_tokens: Annotated[list[str] | None, typer.Option("--num-draft-tokens", "-k", help="auto or a number; repeat for several. Left out: auto and 4.")] = None,
+    tie_margin: Annotated[
+        float | None, typer.Option("--tie-margin", help="Servers: differences of log-probability up to here are near ties. Left out: 0.15.")
+    ] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option("--temperature", help="Repeat for several. Left out: 0 and 0.8; servers 1, too.")
+    ] = None,
+    num_draft_tokens: Annotated[
+        list[str] | None, typer.Option("--num-draft-tokens", "-k", help="auto or a number; repeat for several. Left out: auto and 4.")
+    ] = None,
     acceptance: Annotated[list[str] | None, typer.Option("--acceptance", help="match or block; repeat for both, as if left out.")] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="JSON lines: own prompts, or a benchmark's file.")] = None,
     num_prompts: Annotated[int, typer.Option("--num-prompts", help="How many of them, evenly spaced.")] = 6,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="New tokens a prompt.")] = 40,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help=f"Prompts that run together, at most. Left out: {DEFAULT_BATCH_SIZE}.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help=f"Prompts that run together, at most. Left out: {DEFAULT_BATCH_SIZE}.")
+    ] = None,
     detect: Annotated[float, typer.Option("--detect", help="Total variation of a law that must be found in 99 of 100 runs.")] = 0.1,
-    seed: Annotated[int | None, typer.Option("--seed", help="Repeats an earlier run. Left out: a fresh one, which the result reports.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Repeats an earlier run. Left out: a fresh one, which the result reports.")
+    ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page to this file.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON to this file.")] = None,
     json_output: JsonOption = False,
@@ -64,11 +76,16 @@ def certify(
                 raise InvalidInputError(name, str(file), "give a file in a folder that exists")
         if num_prompts < 1:
             raise InvalidInputError("num_prompts", num_prompts, "give a whole number of 1 or more")
-        source = Source(backend, target, drafter_argument(drafter), dtype, device, plain_url, speculative_url, model, api_key_file, tie_margin)
+        source = Source(
+            backend, target, drafter_argument(drafter), dtype, device, plain_url, speculative_url, model, api_key_file, tie_margin
+        )
         source.check(num_draft_tokens=num_draft_tokens, acceptance=acceptance, batch_size=batch_size)
         config = CertifyConfig(
             temperatures=tuple(dict.fromkeys(temperature or temperatures_for(source))),
-            draft_lengths=tuple(num_draft_tokens_argument(each) for each in dict.fromkeys(num_draft_tokens or (("auto",) if source.is_remote else DEFAULT_DRAFTS))),
+            draft_lengths=tuple(
+                num_draft_tokens_argument(each)
+                for each in dict.fromkeys(num_draft_tokens or (("auto",) if source.is_remote else DEFAULT_DRAFTS))
+            ),
             acceptances=tuple(dict.fromkeys(acceptance or ("match", "block"))),  # type: ignore[arg-type]
             max_tokens=max_tokens,
             batch_size=source.batch_size(batch_size),
