@@ -26,7 +26,7 @@ def process(
     """`[vocab_size]` float32 whose softmax is the law of the next token; at temperature 0 whose argmax is the token.
 
     Order: bias, `min_tokens`, bad words and grammar, penalties, processors of the request's own, temperature, min-p, top-k, top-p
-    (vLLM's; transformers has its own processors there too). What `min_tokens`, a bad word or the grammar forbids stays forbidden
+    (vLLM's, with the processors where transformers has them). What `min_tokens`, a bad word or the grammar forbids stays forbidden
     behind the processors. Raises RequestFailedError where a processor or the grammar breaks, or no token is left.
     """
     row = logits.to(torch.float32, copy=True)
