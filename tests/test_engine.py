@@ -256,3 +256,19 @@ def test_the_context_can_be_filled_to_its_last_token():
     llm = LLM(make_model("llama", "fp32"), "prompt_lookup", max_model_len=70)
     result = llm.generate(list(range(60)), SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True, num_draft_tokens=8))[0]
     assert len(result.token_ids) == 10
+
+
+def test_a_row_that_the_text_never_reaches_may_be_broken(llm, with_drafters, monkeypatch):
+    """Plain decoding would not have computed it."""
+    expected = llm.generate(PROMPT, PARAMS)
+    llm = with_drafters(hostile.AlwaysWrong.of(expected))
+    forward = llm.engine.model_runner.forward
+
+    def poisoned(batch, trees):
+        logits = forward(batch, trees)
+        logits[1:] = float("nan")
+        return logits
+
+    monkeypatch.setattr(llm.engine.model_runner, "forward", poisoned)
+    (result,) = llm.generate(PROMPT, replace(PARAMS, num_draft_tokens=4))
+    assert result.token_ids == expected[0].token_ids and result.stats.num_draft_tokens > 0

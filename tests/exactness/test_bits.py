@@ -141,6 +141,17 @@ def test_a_tree_row_equals_plain_decoding_of_its_path(causal_of, architecture, d
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize(("architecture", "dtype"), BITWISE)
+def test_prefill_equals_plain_decoding(causal_of, architecture, dtype):
+    """A resumed request prefills what the uninterrupted one decoded."""
+    _, model = causal_of(architecture, dtype)
+    for start in (0, 61):
+        kv = prefilled(model, start)
+        found = torch.cat(list(model.prefill_logits(Segment(kv, TOKENS[start:150], start))))
+        assert torch.equal(found, one_by_one(model, start, 150 - start))
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_close_to_transformers_far_past_the_window(causal_of, architecture, implementation):

@@ -35,17 +35,16 @@ class Verifier:
         for request, tree in zip(batch.requests, trees, strict=True):
             high = low + 1 + len(tree)
             # NaN anywhere in a row makes its maximum NaN
-            if all(abs(value) < float("inf") for value in best_values[low:high]):
-                verified.append(self._verify_one(request, tree, logits[low:high], best_ids[low:high]))
-            else:
-                verified.append(_failed(request))
+            argmax = [i if abs(value) < float("inf") else None for i, value in zip(best_ids[low:high], best_values[low:high], strict=True)]
+            verified.append(self._verify_one(request, tree, logits[low:high], argmax))
             low = high
         return verified
 
-    def _verify_one(self, request: Request, tree: TokenTree, rows: torch.Tensor, best_ids: list[int]) -> Verified:
+    def _verify_one(self, request: Request, tree: TokenTree, rows: torch.Tensor, best_ids: list[int | None]) -> Verified:
+        """`best_ids`: each row's argmax, None where it is not finite: that ends the request once the text comes there."""
         params = request.params
         if params.acceptance == "block" and not params.is_greedy:
-            kept = self._traverse(request, tree, rows)
+            kept = self._traverse(request, tree, rows, best_ids)
         else:
             kept = self._match(request, tree, rows, best_ids)
         if params.logprobs is None:
@@ -53,14 +52,16 @@ class Verifier:
         visited = zip((-1, *kept.path), kept.token_ids, strict=False)
         return replace(kept, logprobs=tuple(token_logprobs(rows[1 + node], token_id, params.logprobs) for node, token_id in visited))
 
-    def _match(self, request: Request, tree: TokenTree, rows: torch.Tensor, best_ids: list[int]) -> Verified:
+    def _match(self, request: Request, tree: TokenTree, rows: torch.Tensor, best_ids: list[int | None]) -> Verified:
         params, state = request.params, request.path_state
         known: list[int] = []  # drawn at the rows so far
 
         def target_token_at(node: int) -> int:
-            if params.is_plain_argmax:
-                return int(best_ids[1 + node])
             position = len(request.token_ids) + len(known)
+            best_id = _finite(best_ids[1 + node], position)
+            if params.is_plain_argmax:
+                known.append(best_id)
+                return best_id
             processed = _processed(request, rows[1 + node], known, state)
             known.append(draw(processed, None if params.is_greedy else self._noise.row(request.seed, position)))
             if state is not None:
@@ -73,11 +74,12 @@ class Verifier:
             # plain decoding would have emitted what was known before
             return Verified(_path_along(tree, known), tuple(known), error=error)
 
-    def _traverse(self, request: Request, tree: TokenTree, rows: torch.Tensor) -> Verified:
+    def _traverse(self, request: Request, tree: TokenTree, rows: torch.Tensor, best_ids: list[int | None]) -> Verified:
         # each node's, behind its row; empty for a request without one
         states = {} if request.path_state is None else {-1: request.path_state}
 
         def target_law_at(node: int) -> torch.Tensor:
+            _finite(best_ids[1 + node], len(request.token_ids) + len(tree.path_to(node)))
             if states and node >= 0:  # its parent was asked about before it
                 states[node] = states[tree.parents[node]].fork()
                 states[node].advance(tree.token_ids[node])
@@ -112,7 +114,7 @@ def _path_along(tree: TokenTree, token_ids: Sequence[int]) -> tuple[int, ...]:
     return tuple(path)
 
 
-def _failed(request: Request) -> Verified:
-    position = len(request.token_ids)
-    message = f"the target's logits at position {position} are not finite: check the weights, or load the model in float32"
-    return Verified((), (), error=RequestFailedError(message))
+def _finite(best_id: int | None, position: int) -> int:
+    if best_id is None:
+        raise RequestFailedError(f"the target's logits at position {position} are not finite: check the weights, or load the model in float32")
+    return best_id
