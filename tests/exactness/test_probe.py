@@ -47,6 +47,15 @@ def test_what_is_remembered_of_a_class_says_nothing_of_a_changed_one(tmp_path):
     assert exactness.establish(CausalModel(planted(1e-4)), 512, tmp_path).kind == "distribution"
 
 
+@pytest.mark.parametrize(("architecture", "dtype", "step"), [
+    ("llama", "fp32", 1), ("llama_odd", "fp32", 8), ("qwen2_moe", "fp32", 32), ("gpt_oss", "fp32", 1), ("llama_odd", "bf16", 1),
+])  # fmt: skip
+def test_every_activation_ends_with_a_register(tmp_path, architecture, dtype, step):
+    """Qwen2's shared expert has a gate of one value a row: 32 rows fill a register. The differences are too rare to be found by trying."""
+    found = exactness.establish(CausalModel(make_model(architecture, dtype)), 64, tmp_path)
+    assert (found.kind, found.row_multiple) == ("bitwise", step)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_another_checkpoint_of_the_same_shape_is_probed_anew(tmp_path, monkeypatch, packed):
     probed = []

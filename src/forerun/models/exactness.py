@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from forerun.kv_cache.contiguous import ContiguousSequence
 from forerun.models.attention import Segment
@@ -24,6 +26,11 @@ DRAFT_ROWS = 8
 PASS_ROWS = (*range(2, 16), 17, 21, 27, 33, 63, MAX_ROWS)  # passes tried at the first two places, of one request and of many
 REAL_CONTEXT = 256  # contexts up to here are prefilled with random tokens, longer ones filled with noise of the same size
 STARTS = (60, 125, 187, 250, 507, 1003, 2043)  # drafts of 8 rows: some cross a page, some stand far out
+# Activations whose float32 loop over whole registers rounds another way than its loop over what is left
+_aten = torch.ops.aten
+REGISTER_ROUNDED = {_aten.silu, _aten.sigmoid, _aten.gelu, _aten.softplus, _aten.mish}
+REGISTER_VALUES = 32  # the longest stride of that loop on any CPU: two registers of 16
+
 
 @dataclass(frozen=True, slots=True)
 class Exactness:
@@ -72,7 +79,8 @@ def _recall(path: Path) -> Exactness | None:
 def _probe(model: CausalModel, max_model_len: int) -> Exactness:
     starts = [start for start in STARTS if start + DRAFT_ROWS <= max_model_len] or [max(0, max_model_len - DRAFT_ROWS)]
     difference = ""
-    for min_rows, multiple in PADDINGS:
+    step = _row_step(model)
+    for min_rows, multiple in ((rows, multiple) for rows, multiple in PADDINGS if multiple % step == 0):
         model.min_rows, model.row_multiple, model.max_rows = min_rows, multiple, MAX_ROWS
         difference = next(filter(None, (_difference(model, start, max_model_len) for start in starts)), "")
         if not difference:
@@ -82,6 +90,30 @@ def _probe(model: CausalModel, max_model_len: int) -> Exactness:
     kernels = f"the kernels that {type(model.model).__name__} runs in {model.model.dtype}{_special_weights(model.model)}"
     reason = f"{kernels} give a row other bits among other rows ({difference})"
     return Exactness("distribution", reason, PADDINGS[0][0], 1, MAX_ROWS)
+
+
+class _Widths(TorchDispatchMode):
+    """Notes how many values a row has in each activation of a pass of `num_rows` rows. Experts pad their rows themselves: their share is no row's."""
+
+    def __init__(self, num_rows: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.num_rows = num_rows
+        self.found: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in REGISTER_ROUNDED and out.dtype == torch.float32 and out.device.type == "cpu" and out.numel() % self.num_rows == 0:
+            self.found.add(out.numel() // self.num_rows)
+        return out
+
+
+def _row_step(model: CausalModel) -> int:
+    """Passes need a multiple of so many rows for every activation to end with a register. Such differences are too rare to be met by chance."""
+    model.min_rows, model.row_multiple, model.max_rows = 4, 1, MAX_ROWS
+    num_rows = 37  # a prime, which no expert's padded rows divide into
+    with _Widths(num_rows) as widths:
+        model.forward([Segment(ContiguousSequence(1), [row % model.vocab_size], 0) for row in range(num_rows)])
+    return math.lcm(*(REGISTER_VALUES // math.gcd(width, REGISTER_VALUES) for width in widths.found))
 
 
 def _special_weights(model: torch.nn.Module) -> str:
