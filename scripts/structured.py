@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -24,6 +25,7 @@ from languages import Language, make_language  # noqa: E402
 from tiny_models import EOS, VOCAB_SIZE, make_drafter, make_model, make_tokenizer  # noqa: E402
 
 from forerun import LLM, RequestOutput, SamplingParams  # noqa: E402
+from forerun.machine import git_commit, hardware, versions  # noqa: E402
 from forerun.sampling.grammar import Grammars  # noqa: E402
 
 MAX_TOKENS = 64
@@ -94,7 +96,8 @@ def main() -> int:
         if found["in_language"] < found["outputs"] or found["on_equals_off"] < found["comparisons"] or found["refused"]:
             print(f"case {seed}: {dict(found)}", file=sys.stderr)
     names = ("cases", "refused", "outputs", "complete", "in_language", "failed", "comparisons", "on_equals_off", "drafted", "accepted")
-    report = {"first_seed": given.seed, "max_tokens": MAX_TOKENS, **{name: total[name] for name in names}, "crashes": crashes}
+    origin = {"command": shlex.join(["python", *sys.argv]), "git_commit": git_commit(), "hardware": hardware(torch.device("cpu")), "versions": versions()}
+    report = {**origin, "first_seed": given.seed, "max_tokens": MAX_TOKENS, **{name: total[name] for name in names}, "crashes": crashes}
     print(json.dumps(report, indent=2))
     if given.output is not None:
         given.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

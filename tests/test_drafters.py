@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import hostile
 import pytest
@@ -244,3 +244,19 @@ def test_no_drafter(drafter):
 
 def test_left_out_it_is_prompt_lookup_for_a_loaded_model():
     assert LLM(make_model("llama", "fp32")).drafter_names == ["prompt_lookup"]
+
+
+@pytest.mark.parametrize("acceptance", ["match", "block"])
+def test_a_draft_model_with_a_smaller_vocabulary(caplog, acceptance):
+    """Parameters may name tokens that the drafter does not have."""
+    small = make_drafter("fp32")
+    small.resize_token_embeddings(VOCAB_SIZE - 60)
+    target = make_model("llama", "fp32")
+    params = SamplingParams(
+        temperature=1.0, seed=2, max_tokens=24, min_tokens=24, logit_bias={VOCAB_SIZE - 1: 4.0}, frequency_penalty=0.5, num_draft_tokens=3
+    )
+    plain = LLM(target, None).generate([[40, 41, 42] * 4], params)[0]
+    result = LLM(target, small).generate([[40, 41, 42] * 4], replace(params, acceptance=acceptance))[0]
+    assert result.stats.num_accepted_tokens > 0 and not caplog.records
+    assert max(result.token_ids) >= VOCAB_SIZE - 60, "the text has a token that the drafter lacks"
+    assert acceptance == "block" or result.token_ids == plain.token_ids

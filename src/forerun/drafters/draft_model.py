@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from forerun.drafters.base import DrafterContext, DraftRequest
@@ -36,7 +37,7 @@ class _Sequence:
         """Drops what the target did not keep: everything past the common prefix."""
         # a pass that failed midway wrote fewer; a step that is tried again brings no new token, and still needs a row
         same = min(self.num_known, self.kv.num_tokens, len(token_ids) - 1)
-        limit = min(len(self.cached), len(token_ids) - 1)
+        limit = min(len(self.cached), self.kv.num_tokens, len(token_ids) - 1)
         while same < limit and self.cached[same] == token_ids[same]:
             same += 1
         del self.cached[same:]
@@ -53,6 +54,7 @@ class DraftModel:
         pack_where_faster(model)
         self._model = CausalModel(model, min_rows=1, capture_rows=CAPTURED_ROWS)
         self._vocab_size = min(self._model.vocab_size, context.vocab_size)
+        self._num_unknown = context.vocab_size - self._vocab_size  # tokens of the target that this model lacks
         self._max_len = min(context.max_model_len, getattr(model.config, "max_position_embeddings", context.max_model_len))
         self._cache = ContiguousCache()
         self._sequences: dict[int, _Sequence] = {}
@@ -80,13 +82,15 @@ class DraftModel:
     def propose(self, requests: Sequence[DraftRequest], budget: Sequence[int]) -> list[TokenTree]:
         drafts: list[list[int]] = [[] for _ in requests]
         laws: list[list[torch.Tensor | None]] = [[] for _ in requests]
-        limits = [min(most, self._max_len - len(request.token_ids)) for request, most in zip(requests, budget, strict=True)]
+        limits = [self._limit(request, most) for request, most in zip(requests, budget, strict=True)]
         active = [index for index, limit in enumerate(limits) if limit > 0]
         segments = [self._catch_up(requests[index]) for index in active]
         states = {index: _fork(requests[index].path_state) for index in active}
         while active:
             ends = list(accumulate(len(segment.token_ids) for segment in segments))
             logits = self._model.forward(segments)[:, : self._vocab_size]
+            if self._num_unknown:
+                logits = F.pad(logits, (0, self._num_unknown), value=float("-inf"))
             if len(ends) < len(logits):
                 logits = logits[[end - 1 for end in ends]]
             for segment in segments:
@@ -98,6 +102,12 @@ class DraftModel:
             active = [index for index in active if len(drafts[index]) < limits[index]]
             segments = [self._next(requests[index].request_id, drafts[index][-1]) for index in active]
         return [TokenTree.chain(draft, laws=drawn_from) for draft, drawn_from in zip(drafts, laws, strict=True)]
+
+    def _limit(self, request: DraftRequest, most: int) -> int:
+        """None behind a token that this model does not have, nor past its context."""
+        held = self._sequences.get(request.request_id)
+        unread = request.token_ids[0 if held is None else held.num_known :]
+        return 0 if max(unread, default=0) >= self._vocab_size else min(most, self._max_len - len(request.token_ids))
 
     def _catch_up(self, request: DraftRequest) -> Segment:
         """The request's tokens that the cache lacks; a long run of them is prefilled, the rest returned as rows."""
