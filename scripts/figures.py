@@ -1,4 +1,4 @@
-"""Writes the figures of benchmarks/default_pair.json into the README, between its markers. `make bench` runs it.
+"""Writes the figures of benchmarks/*.json into the README, between its markers. `make bench` runs it.
 
     python scripts/figures.py
 """
@@ -13,6 +13,9 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 SOURCE = "benchmarks/default_pair.json"
 BEGIN, END = "<!-- figures -->\n", "<!-- /figures -->\n"
+EXACTNESS = ("divergence", "structured", "certify_transformers", "acceptance")  # under benchmarks/
+EXACTNESS_BEGIN, EXACTNESS_END = "<!-- exactness -->\n", "<!-- /exactness -->\n"
+RULES = {"match": "`match`", "token by token": "token by token, for comparison", "block": "`block`", "bound": "bound of any single-draft rule"}
 METHODS = {
     "plain": "forerun, plain decoding",
     "speculative": "forerun, speculative (`auto`)",
@@ -57,9 +60,46 @@ def block(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def exactness_block(divergence: dict[str, Any], structured: dict[str, Any], peer: dict[str, Any], acceptance: dict[str, Any]) -> str:
+    """What was found with speculation on and off, and what each rule of acceptance brings."""
+    cells = divergence["cells"]
+    targets = len({key.split(" | ")[0] for key in cells})
+    parity = next(check for check in peer["checks"] if check["kind"] == "parity" and "drafts auto" in check["setting"])["figures"]
+    differing = parity["num_prompts"] - parity["identical"]
+    lines = [
+        f"- Texts with speculation on against off, {targets} targets (the bundled pair, a small story model with each drafter, eight architectures with random weights), bfloat16 and "
+        f"float32, at least {divergence['settings']['tokens']:,} greedy and as many sampled tokens a drafter: {sum(cell['tokens'] for cell in cells.values()):,} tokens, "
+        f"{sum(cell['divergences'] for cell in cells.values())} of {sum(cell['texts'] for cell in cells.values()):,} texts differ (`benchmarks/divergence.json`).",
+        f"- Structured output, {structured['cases']:,} random schemas, regexes, choices and grammars under random drafts: {structured['in_language']:,} of {structured['outputs']:,} outputs in their "
+        f"language, {structured['on_equals_off']:,} of {structured['comparisons']:,} the same as without drafts, {len(structured['crashes'])} crashes (`benchmarks/structured.json`).",
+        f"- `transformers` {peer['circumstances']['versions']['transformers']}, assisted against its own plain `generate`, bundled pair, {peer['subject']['dtype']}, temperature 0, "
+        f"{peer['settings']['max_tokens']} tokens: {differing} of {parity['num_prompts']} prompts diverge, {parity['near_ties']} of them near ties of the kernels "
+        f"(`{peer['settings']['command']}`).",
+        "",
+        "Tokens a pass on the bundled pair, by rule of acceptance, on the same drafts (`forerun acceptance`, `benchmarks/acceptance.json`):",
+        "",
+    ]  # fmt: skip
+    columns = [(result["temperature"], found) for result in acceptance["results"] for found in result["by_length"]]
+    lines.append("| | " + " | ".join(f"T={temperature:g}, {found['num_draft_tokens']} drafts" for temperature, found in columns) + " |")
+    lines.append("|---" * (1 + len(columns)) + "|")
+    for rule, words in RULES.items():
+        lines.append(f"| {words} | " + " | ".join(f"{found['acceptance_length'][rule]['mean']:.2f}" for _, found in columns) + " |")
+    for rule in columns[0][1].get("engine", ()):
+        lines.append(f"| {RULES[rule]}, whole texts through the engine | " + " | ".join(f"{found['engine'][rule]['mean']:.2f}" for _, found in columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def exactness_reports() -> list[dict[str, Any]]:
+    return [json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in EXACTNESS]
+
+
 def filled(readme: str, report: dict[str, Any]) -> str:
-    before, rest = readme.split(BEGIN)
-    return before + BEGIN + block(report) + END + rest.split(END)[1]
+    return _between(_between(readme, BEGIN, END, block(report)), EXACTNESS_BEGIN, EXACTNESS_END, exactness_block(*exactness_reports()))
+
+
+def _between(readme: str, begin: str, end: str, text: str) -> str:
+    before, rest = readme.split(begin)
+    return before + begin + text + end + rest.split(end)[1]
 
 
 def main() -> None:

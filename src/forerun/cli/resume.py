@@ -38,7 +38,7 @@ def resume(
             llm = load(target, drafter, dtype, device)
         if llm.tokenizer is None:
             raise InvalidInputError("target", target, "it has no tokenizer to show texts with: use LLM.resume in Python")
-        rows = [PromptRow(llm.tokenizer.decode(each.prompt_token_ids), each.params) for each in saved]
+        rows = [PromptRow(llm.tokenizer.decode(each.prompt_token_ids, skip_special_tokens=True), each.params) for each in saved]
         began = time.perf_counter()
         outputs = llm.resume(saved, progress=shown)
         seconds = time.perf_counter() - began
