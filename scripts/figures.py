@@ -15,7 +15,7 @@ SOURCE = "benchmarks/default_pair.json"
 BEGIN, END = "<!-- figures -->\n", "<!-- /figures -->\n"
 EXACTNESS = ("divergence", "structured", "certify_transformers", "acceptance")  # under benchmarks/
 EXACTNESS_BEGIN, EXACTNESS_END = "<!-- exactness -->\n", "<!-- /exactness -->\n"
-RULES = {"match": "`match`", "token by token": "token by token, for comparison", "block": "`block`", "bound": "bound of any single-draft rule"}
+RULES = {"match": "`match`", "token by token": "token by token, for comparison", "block": "`block`", "bound": "bound of any rule for one drawn path"}
 METHODS = {
     "plain": "forerun, plain decoding",
     "speculative": "forerun, speculative (`auto`)",
