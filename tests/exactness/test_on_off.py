@@ -194,5 +194,7 @@ def test_bundled_pair(bundled_pair):
     params = [SamplingParams(temperature=0.0, max_tokens=40), SamplingParams(temperature=1.0, seed=5, max_tokens=40)]
     prompts = ["def read_lines(path):\n", "class Queue:\n"]
     plain = LLM("forerun/default", None).generate(prompts, params)
-    fast = LLM("forerun/default").generate(prompts, params)
+    llm = LLM("forerun/default")
+    assert llm.drafter_names == ["forerun/default"]
+    fast = llm.generate(prompts, params)
     assert [result.token_ids for result in fast] == [result.token_ids for result in plain]

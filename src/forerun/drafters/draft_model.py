@@ -15,7 +15,7 @@ from forerun.kv_cache.contiguous import ContiguousCache, ContiguousSequence
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
 from forerun.models.linear import pack_where_faster
-from forerun.models.loading import check_class, load_model, load_tokenizer, shared_copy, tokenizer_difference
+from forerun.models.loading import check_class, load_model, load_tokenizer, shared_copy, shown_name, tokenizer_difference
 from forerun.sampling.noise import DRAFT_STREAM, stream_seed
 from forerun.sampling.path_state import PathState
 from forerun.sampling.processors import process
@@ -77,7 +77,7 @@ class DraftModel:
                 raise ModelLoadError(f"drafter={source!r} has another tokenizer than the target ({difference}): choose a drafter of the same family")
         model = load_model(source, context.dtype, context.device)
         check_class(model, str(source))
-        return cls(model, context, str(source))
+        return cls(model, context, shown_name(source))
 
     def propose(self, requests: Sequence[DraftRequest], budget: Sequence[int]) -> list[TokenTree]:
         drafts: list[list[int]] = [[] for _ in requests]

@@ -34,6 +34,12 @@ def resolve_source(source: str | Path) -> str | Path:
     return str(source)
 
 
+def shown_name(source: str | Path) -> str:
+    """As users know it: a bundled folder goes by its name, not by where the package happens to lie."""
+    bundled = {str(folder): name for names in (BUNDLED_TARGETS, RECOMMENDED_DRAFTERS) for name, folder in names.items()}
+    return bundled.get(str(source), str(source))
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
