@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 SOURCE = "benchmarks/default_pair.json"
 BEGIN, END = "<!-- figures -->\n", "<!-- /figures -->\n"
-EXACTNESS = ("divergence", "structured", "certify_transformers", "acceptance")  # under benchmarks/
+EXACTNESS = ("certify_default_pair", "divergence", "structured", "certify_transformers", "acceptance")  # under benchmarks/
 EXACTNESS_BEGIN, EXACTNESS_END = "<!-- exactness -->\n", "<!-- /exactness -->\n"
 RULES = {"match": "`match`", "token by token": "token by token, for comparison", "block": "`block`", "bound": "bound of any rule for one drawn path"}
 METHODS = {
@@ -60,23 +60,24 @@ def block(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def exactness_block(divergence: dict[str, Any], structured: dict[str, Any], peer: dict[str, Any], acceptance: dict[str, Any]) -> str:
+def exactness_block(own: dict[str, Any], divergence: dict[str, Any], structured: dict[str, Any], peer: dict[str, Any], acceptance: dict[str, Any]) -> str:
     """What was found with speculation on and off, and what each rule of acceptance brings."""
     cells = divergence["cells"]
     targets = len({key.split(" | ")[0] for key in cells})
     parity = next(check for check in peer["checks"] if check["kind"] == "parity" and "drafts auto" in check["setting"])["figures"]
     differing = parity["num_prompts"] - parity["identical"]
     lines = [
+        f"- The bundled pair: {own['verdict']}, {own['seconds']:.0f} s on {own['circumstances']['hardware']['cores']} cores (`{own['settings']['command']}`).",
         f"- Texts with speculation on against off, {targets} targets (the bundled pair, a small story model with each drafter, eight architectures with random weights), bfloat16 and "
         f"float32, at least {divergence['settings']['tokens']:,} greedy and as many sampled tokens a drafter: {sum(cell['tokens'] for cell in cells.values()):,} tokens, "
-        f"{sum(cell['divergences'] for cell in cells.values())} of {sum(cell['texts'] for cell in cells.values()):,} texts differ (`benchmarks/divergence.json`).",
+        f"{sum(cell['divergences'] for cell in cells.values())} of {sum(cell['texts'] for cell in cells.values()):,} texts differ (`python scripts/divergence.py`, whole commands in `benchmarks/divergence.json`).",
         f"- Structured output, {structured['cases']:,} random schemas, regexes, choices and grammars under random drafts: {structured['in_language']:,} of {structured['outputs']:,} outputs in their "
-        f"language, {structured['on_equals_off']:,} of {structured['comparisons']:,} the same as without drafts, {len(structured['crashes'])} crashes (`benchmarks/structured.json`).",
+        f"language, {structured['on_equals_off']:,} of {structured['comparisons']:,} the same as without drafts, {len(structured['crashes'])} crashes (`{structured['command']}`).",
         f"- `transformers` {peer['circumstances']['versions']['transformers']}, assisted against its own plain `generate`, bundled pair, {peer['subject']['dtype']}, temperature 0, "
         f"{peer['settings']['max_tokens']} tokens: {differing} of {parity['num_prompts']} prompts diverge, {parity['near_ties']} of them near ties of the kernels "
         f"(`{peer['settings']['command']}`).",
         "",
-        "Tokens a pass on the bundled pair, by rule of acceptance, on the same drafts (`forerun acceptance`, `benchmarks/acceptance.json`):",
+        f"Tokens a pass on the bundled pair, by rule of acceptance, on the same drafts (`{acceptance['command']}`):",
         "",
     ]  # fmt: skip
     columns = [(result["temperature"], found) for result in acceptance["results"] for found in result["by_length"]]
