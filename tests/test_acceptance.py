@@ -16,7 +16,6 @@ from scipy import stats
 from tiny_models import CONTEXT, make_drafter, make_model
 
 from forerun import SamplingParams, TokenTree
-from forerun.bench import Prompt
 from forerun.bench.acceptance import AcceptanceConfig, _Reader, compare_rules
 from forerun.bench.acceptance_report import COMPARED, mean_with_error, notes, summarise, synthetic, synthetic_table, table
 from forerun.bench.rules import (
@@ -35,6 +34,7 @@ from forerun.bench.rules import (
     synthetic_pair,
 )
 from forerun.models.causal_model import CausalModel
+from forerun.prompts import Prompt
 from forerun.sampling.noise import GumbelNoise
 from forerun.sampling.sampler import draw
 from forerun.sampling.traversal import traverse

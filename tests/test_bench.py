@@ -7,9 +7,10 @@ from collections import Counter
 
 import pytest
 
-from forerun.bench import BenchConfig, Prompt, bundled_prompts, read_prompts, run_benchmark, spread
+from forerun.bench import BenchConfig, run_benchmark
 from forerun.bench.methods import DEFAULT_METHODS, Run
 from forerun.bench.report import notes, summarise, table
+from forerun.prompts import Prompt, bundled_prompts, read_prompts, spread
 from forerun.types import InvalidInputError, SpeculationStats
 
 NUM_TOKENS = 6

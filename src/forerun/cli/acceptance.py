@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from forerun.bench import bundled_prompts, read_prompts, spread
 from forerun.bench.acceptance import AcceptanceConfig, compare_rules
 from forerun.bench.acceptance_report import notes, synthetic_table, table
 from forerun.cli.console import one_line_errors, progress_bar, results, shows_progress
@@ -20,12 +17,15 @@ from forerun.cli.options import (
     DrafterOption,
     DtypeOption,
     JsonOption,
+    NumPromptsOption,
     OutputOption,
     TargetOption,
-    check_output,
+    check_file,
+    chosen_prompts,
+    command_line,
     drafter_argument,
+    write_json,
 )
-from forerun.types import InvalidInputError
 
 
 def acceptance(
@@ -38,16 +38,14 @@ def acceptance(
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens of the target's text after each prompt.")] = 64,
     every: Annotated[int, typer.Option("--every", help="Draft at every so many of them.")] = 4,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="JSON lines: own prompts, MT-bench, Spec-Bench, HumanEval, GSM8K.")] = None,
-    num_prompts: Annotated[int, typer.Option("--num-prompts", help="How many of them, evenly spaced.")] = 20,
+    num_prompts: NumPromptsOption = 20,
     engine: Annotated[bool, typer.Option(help="Decode whole texts through the engine, too.")] = True,
     output: OutputOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Compare rules of acceptance on the same drafts, against their bounds."""
     with one_line_errors():
-        if num_prompts < 1:
-            raise InvalidInputError("num_prompts", num_prompts, "give a whole number of 1 or more")
-        check_output(output)
+        check_file("output", output)
         defaults = AcceptanceConfig()
         config = AcceptanceConfig(
             target=target,
@@ -59,17 +57,16 @@ def acceptance(
             max_tokens=max_tokens,
             every=every,
             engine=engine,
-            command=shlex.join(["forerun", *sys.argv[1:]]),
+            command=command_line(),
         )
-        chosen = spread(bundled_prompts() if prompts is None else read_prompts(prompts), num_prompts)
+        chosen = chosen_prompts(prompts, num_prompts)
         with progress_bar(shows_progress(json_output), "loading") as bar:
 
             def advance(done: int, total: int, what: str) -> None:
                 bar.update(bar.task_ids[0], completed=done, total=total, description=what)
 
             report = compare_rules(config, chosen, advance)
-    if output is not None:
-        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(output, report)
     if json_output:
         typer.echo(json.dumps(report))
         return

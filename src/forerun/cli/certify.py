@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,11 +21,16 @@ from forerun.cli.options import (
     DrafterOption,
     DtypeOption,
     JsonOption,
+    NumPromptsOption,
+    OutputOption,
+    check_file,
+    chosen_prompts,
+    command_line,
     drafter_argument,
     num_draft_tokens_argument,
+    write_json,
 )
-from forerun.prompts import bundled_prompts, read_prompts, spread
-from forerun.types import ForerunError, InvalidInputError
+from forerun.types import ForerunError
 
 DEFAULT_DRAFTS = ("auto", "4")
 TargetOption = Annotated[
@@ -56,7 +59,7 @@ def certify(
     ] = None,
     acceptance: Annotated[list[str] | None, typer.Option("--acceptance", help="match or block; repeat for both, as if left out.")] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="JSON lines: own prompts, or a benchmark's file.")] = None,
-    num_prompts: Annotated[int, typer.Option("--num-prompts", help="How many of them, evenly spaced.")] = 6,
+    num_prompts: NumPromptsOption = 6,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="New tokens a prompt.")] = 40,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", help=f"Prompts that run together, at most. Left out: {DEFAULT_BATCH_SIZE}.")
@@ -66,16 +69,14 @@ def certify(
         int | None, typer.Option("--seed", help="Repeats an earlier run. Left out: a fresh one, which the result reports.")
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page to this file.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON to this file.")] = None,
+    output: OutputOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Check that speculation changes no token and no law. Exits with 0: certified, 1: not certified, 2: could not run."""
     try:
         for name, file in (("html", html), ("output", output)):
-            if file is not None and (file.is_dir() or not file.parent.is_dir()):
-                raise InvalidInputError(name, str(file), "give a file in a folder that exists")
-        if num_prompts < 1:
-            raise InvalidInputError("num_prompts", num_prompts, "give a whole number of 1 or more")
+            check_file(name, file)
+        texts = [each.text for each in chosen_prompts(prompts, num_prompts)]
         source = Source(
             backend, target, drafter_argument(drafter), dtype, device, plain_url, speculative_url, model, api_key_file, tie_margin
         )
@@ -91,10 +92,9 @@ def certify(
             batch_size=source.batch_size(batch_size),
             seed=seed,
             distance=detect,
-            command=shlex.join(["forerun", *sys.argv[1:]]),
+            command=command_line(),
             circumstances=circumstances(source),
         )
-        texts = [each.text for each in spread(bundled_prompts() if prompts is None else read_prompts(prompts), num_prompts)]
         certificate = _run(source, texts, config, json_output)
     except ForerunError as error:
         complain(error)
@@ -118,8 +118,7 @@ def _run(source: Source, texts: list[str], config: CertifyConfig, json_output: b
 
 def _write(certificate: Certificate, html: Path | None, output: Path | None, json_output: bool) -> None:
     found: dict[str, Any] = certificate.as_dict()
-    if output is not None:
-        output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_json(output, found)
     if html is not None:
         html.write_text(page(certificate), encoding="utf-8")
     if json_output:

@@ -11,11 +11,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from forerun.bench import Prompt, bundled_prompts
 from forerun.bench.side_by_side import Pair, TimedStream, report, warm_up
 from forerun.cli.console import FAILED, one_line_errors, progress_bar, results, shows_progress
 from forerun.cli.options import DEFAULT_TARGET, DeviceOption, DrafterOption, DtypeOption, JsonOption, TargetOption, load
 from forerun.llm import LLM
+from forerun.prompts import Prompt, bundled_prompts
 
 NUM_PROMPTS = 8
 TEMPERATURES = (0.0, 1.0)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from forerun.config import NumDraftTokens, StructuredOutputsParams, check_num_draft_tokens
 from forerun.llm import LLM, Drafters
+from forerun.prompts import Prompt, bundled_prompts, read_prompts, spread
 from forerun.types import InvalidInputError
 
 DEFAULT_TARGET = "forerun/default"
@@ -21,13 +25,32 @@ DrafterOption = Annotated[
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="bf16 or fp32; left out: the checkpoint's own.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON to this file.")]
+NumPromptsOption = Annotated[int, typer.Option("--num-prompts", help="How many of them, evenly spaced.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")]
 
 
-def check_output(output: Path | None) -> None:
+def check_file(name: str, file: Path | None) -> None:
     """Before anything is measured. Raises InvalidInputError where no file can be written."""
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        raise InvalidInputError("output", str(output), "give a file in a folder that exists")
+    if file is not None and (file.is_dir() or not file.parent.is_dir()):
+        raise InvalidInputError(name, str(file), "give a file in a folder that exists")
+
+
+def write_json(file: Path | None, report: dict[str, Any]) -> None:
+    """What `--output` asked for, if it did."""
+    if file is not None:
+        file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def command_line() -> str:
+    """As a report names it."""
+    return shlex.join(["forerun", *sys.argv[1:]])
+
+
+def chosen_prompts(file: Path | None, count: int) -> list[Prompt]:
+    """`count` prompts of the file, or of the bundled ones, evenly spaced. Raises InvalidInputError."""
+    if count < 1:
+        raise InvalidInputError("num_prompts", count, "give a whole number of 1 or more")
+    return spread(bundled_prompts() if file is None else read_prompts(file), count)
 
 
 def drafter_argument(names: list[str] | None) -> Drafters:

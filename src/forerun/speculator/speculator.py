@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from forerun.config import EngineConfig, NumDraftTokens
 from forerun.drafters.base import Drafter, DraftRequest
-from forerun.drafters.forced_tokens import ForcedTokens
 from forerun.speculator.draft_length import Cost, DraftLength
 from forerun.types import TokenTree, Verified
 
@@ -22,7 +21,6 @@ class Speculator:
 
     def __init__(self, drafters: Sequence[Drafter], config: EngineConfig, vocab_size: int) -> None:
         self.drafters = list(drafters)
-        self._forced_tokens = ForcedTokens()
         self._config = config
         self._vocab_size = vocab_size
         self._lengths: dict[int, DraftLength] = {}
@@ -32,9 +30,9 @@ class Speculator:
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         """One draft a request. A drafter that raises drafts nothing, and is named in the log."""
-        trees = self._forced(requests)
-        num_forced = [len(tree) for tree in trees]
-        budget = [self._budget(request) if not tree else 0 for request, tree in zip(requests, trees, strict=True)]
+        limits = [self._limit(request) for request in requests]
+        trees = forced = [self._forced(request, limit) for request, limit in zip(requests, limits, strict=True)]
+        budget = [0 if tree else self._budget(request, limit) for request, tree, limit in zip(requests, trees, limits, strict=True)]
         began = time.perf_counter()
         for drafter in self.drafters:
             missing = [most if not tree else 0 for tree, most in zip(trees, budget, strict=True)]
@@ -48,16 +46,18 @@ class Speculator:
                 continue
             trees = [ours or theirs for ours, theirs in zip(trees, valid, strict=True)]
         # forced tokens cost next to nothing and are nearly always right: they say nothing about the drafters
-        self._depths = [tree.depth if not forced else 0 for tree, forced in zip(trees, num_forced, strict=True)]
+        self._depths = [0 if known else tree.depth for tree, known in zip(trees, forced, strict=True)]
         if any(self._depths):
             self._draft_token_cost.measured((time.perf_counter() - began) / max(self._depths))
         return trees
 
-    def _forced(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        """What grammars force, also where "auto" would draft nothing: these guesses are free."""
-        limits = [self._limit(request) for request in requests]
-        forced = self._forced_tokens.propose(requests, limits)
-        return [self._valid(*each) for each in zip(requests, forced, limits, strict=True)]
+    def _forced(self, request: DraftRequest, limit: int) -> TokenTree:
+        """What the grammar leaves no choice about, also where "auto" would draft nothing: these guesses are free. The same text may be cut
+        into other tokens, so they are verified like any other.
+        """
+        if request.path_state is None or limit == 0:
+            return TokenTree()
+        return self._valid(request, TokenTree.chain(request.path_state.forced_token_ids()), limit)
 
     def _asked(self, request: DraftRequest) -> NumDraftTokens:
         asked = request.params.num_draft_tokens
@@ -69,9 +69,8 @@ class Speculator:
         left = request.params.max_tokens - len(request.output_token_ids) - 1
         return min(self._config.max_num_draft_tokens if asked == "auto" else asked, left) if self.drafters and left > 0 else 0
 
-    def _budget(self, request: DraftRequest) -> int:
+    def _budget(self, request: DraftRequest, limit: int) -> int:
         """What the drafters are asked for."""
-        limit = self._limit(request)
         if limit == 0 or self._asked(request) != "auto":
             return limit
         measured = self._draft_token_cost.times and self._pass_cost.times
