@@ -16,7 +16,7 @@ class FakeDrafter:
     name = "fake"
 
     def propose(self, requests, budget):
-        return [TokenTree.chain(self.guess(request, most)[:most]) for request, most in zip(requests, budget, strict=True)]
+        return [TokenTree.chain(self.guess(request, most.depth)[: most.depth]) for request, most in zip(requests, budget, strict=True)]
 
     def guess(self, request, most):
         return []
@@ -68,7 +68,7 @@ class Bush(Oracle):
     children = 3
 
     def propose(self, requests, budget):
-        return [self.tree(self.guess(request, most), random.Random(len(request.token_ids))) for request, most in zip(requests, budget, strict=True)]
+        return [self.tree(self.guess(request, most.depth), random.Random(len(request.token_ids))) for request, most in zip(requests, budget, strict=True)]
 
     def guess(self, request, most):
         return super().guess(request, most)[: 1 + most // 2]
@@ -99,8 +99,8 @@ class Thicket(FakeDrafter):
         trees = []
         for request, most in zip(requests, budget, strict=True):
             chance = random.Random(len(request.token_ids))
-            parents = tuple(chance.randrange(-1, node) for node in range(most))
-            trees.append(TokenTree(tuple(chance.choice((40, 41, 42)) for _ in range(most)), parents))
+            parents = tuple(chance.randrange(-1, node) for node in range(most.depth))
+            trees.append(TokenTree(tuple(chance.choice((40, 41, 42)) for _ in range(most.depth)), parents))
         return trees
 
 
@@ -131,7 +131,7 @@ class TooLong(Oracle):
     name = "too_long"
 
     def propose(self, requests, budget):
-        return [TokenTree.chain(self.guess(request, most)) for request, most in zip(requests, budget, strict=True)]
+        return [TokenTree.chain(self.guess(request, most.depth)) for request, most in zip(requests, budget, strict=True)]
 
 
 class Raises(FakeDrafter):

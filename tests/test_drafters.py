@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny_models import CONTEXT, EOS, VOCAB_SIZE, make_drafter, make_model, make_tokenizer
 
 from forerun import LLM, DrafterContext, InvalidInputError, ModelLoadError, SamplingParams
-from forerun.drafters import available, create
+from forerun.drafters import DraftBudget, available, create
 from forerun.drafters.draft_model import DraftModel
 from forerun.drafters.prompt_lookup import MAX_NGRAM, MIN_NGRAM, PromptLookup
 from forerun.kv_cache.contiguous import ContiguousSequence
@@ -45,7 +45,7 @@ def context(tokenizer=None) -> DrafterContext:
 
 
 def looked_up(token_ids, most=4):
-    (tree,) = PromptLookup(context()).propose([FakeRequest(list(token_ids))], [most])
+    (tree,) = PromptLookup(context()).propose([FakeRequest(list(token_ids))], [DraftBudget(most)])
     return list(tree.token_ids)
 
 
@@ -92,16 +92,16 @@ def test_prompt_lookup_is_its_definition(token_ids, most):
 def test_growing_text_gives_the_drafts_of_a_fresh_start(prompt, steps):
     drafter, request = PromptLookup(context()), FakeRequest(prompt)
     for new in steps:
-        (tree,) = drafter.propose([request], [4])
+        (tree,) = drafter.propose([request], [DraftBudget(4)])
         assert list(tree.token_ids) == looked_up(request.token_ids)
         request.output_token_ids.extend(new)
 
 
 def test_a_freed_request_leaves_nothing_behind():
     drafter = PromptLookup(context())
-    drafter.propose([FakeRequest([1, 2, 3, 1, 2])], [4])
+    drafter.propose([FakeRequest([1, 2, 3, 1, 2])], [DraftBudget(4)])
     drafter.free([0])
-    assert list(drafter.propose([FakeRequest([1, 2])], [4])[0].token_ids) == []
+    assert list(drafter.propose([FakeRequest([1, 2])], [DraftBudget(4)])[0].token_ids) == []
 
 
 # -- draft model -----------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def draft_model():
 
 def test_a_greedy_draft_is_the_models_own_text(draft_model):
     prompt = list(range(30, 50))
-    (tree,) = draft_model.propose([FakeRequest(prompt)], [6])
+    (tree,) = draft_model.propose([FakeRequest(prompt)], [DraftBudget(6)])
     own = make_drafter("fp32").generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)
     assert list(tree.token_ids) == own[0, len(prompt) :].tolist()
 
@@ -122,8 +122,8 @@ def test_a_greedy_draft_is_the_models_own_text(draft_model):
 def test_drafting_for_many_is_drafting_for_each(draft_model):
     requests = [FakeRequest(list(range(10 + 7 * i, 20 + 9 * i)), request_id=i) for i in range(4)]
     budget = [3, 0, 5, 1]
-    together = draft_model.propose(requests, budget)
-    alone = [DraftModel(make_drafter("fp32"), context()).propose([r], [most])[0] for r, most in zip(requests, budget, strict=True)]
+    together = draft_model.propose(requests, [DraftBudget(most) for most in budget])
+    alone = [DraftModel(make_drafter("fp32"), context()).propose([r], [DraftBudget(most)])[0] for r, most in zip(requests, budget, strict=True)]
     assert together == alone
     assert [len(tree) for tree in together] == budget
 
@@ -137,12 +137,12 @@ def test_after_rejections_the_cache_is_that_of_a_fresh_start(draft_model):
     """Accept 0, 1, 2, ... of each draft; the rest of the text is not what was drafted."""
     request = FakeRequest(list(range(40)))
     for step in range(8):
-        (tree,) = draft_model.propose([request], [5])
+        (tree,) = draft_model.propose([request], [DraftBudget(5)])
         kept = list(tree.token_ids[: step % 6])
         request.output_token_ids += [*kept, (tree.token_ids[len(kept)] + 1) % VOCAB_SIZE if len(kept) < 5 else 9]
-    after = draft_model.propose([request], [5])
+    after = draft_model.propose([request], [DraftBudget(5)])
     fresh = DraftModel(make_drafter("fp32"), context())
-    assert fresh.propose([request], [5]) == after
+    assert fresh.propose([request], [DraftBudget(5)]) == after
     known = len(request.token_ids)
     for ours, theirs in zip(cached(draft_model, request), cached(fresh, request), strict=True):
         torch.testing.assert_close(ours[:, :known], theirs[:, :known], rtol=1e-4, atol=1e-4)
@@ -150,15 +150,15 @@ def test_after_rejections_the_cache_is_that_of_a_fresh_start(draft_model):
 
 def test_steps_without_a_draft_are_caught_up(draft_model):
     request = FakeRequest(list(range(40)))
-    draft_model.propose([request], [3])
+    draft_model.propose([request], [DraftBudget(3)])
     request.output_token_ids += [(7 * i) % VOCAB_SIZE for i in range(50)]
-    assert draft_model.propose([request], [0])[0].token_ids == ()
-    assert draft_model.propose([request], [4]) == DraftModel(make_drafter("fp32"), context()).propose([request], [4])
+    assert draft_model.propose([request], [DraftBudget(0)])[0].token_ids == ()
+    assert draft_model.propose([request], [DraftBudget(4)]) == DraftModel(make_drafter("fp32"), context()).propose([request], [DraftBudget(4)])
 
 
 def test_a_sampled_draft_uses_the_noise_of_its_position(draft_model):
     request = FakeRequest(list(range(40)), params=SamplingParams(temperature=0.9, max_tokens=40))
-    (tree,) = draft_model.propose([request], [4])
+    (tree,) = draft_model.propose([request], [DraftBudget(4)])
     kv = ContiguousSequence(64)
     logits = draft_model._model.forward([Segment(kv, [*request.token_ids, *tree.token_ids], 0)])[39:43]
     noise = GumbelNoise(VOCAB_SIZE)
@@ -175,7 +175,7 @@ def test_a_drafter_with_a_shorter_context_falls_silent_past_it(tokenizer):
 
 
 def test_freeing_forgets_cache_and_tokens(draft_model):
-    draft_model.propose([FakeRequest(list(range(20)))], [2])
+    draft_model.propose([FakeRequest(list(range(20)))], [DraftBudget(2)])
     draft_model.free([0, 99])
     assert not draft_model._sequences and len(draft_model._cache) == 0
 

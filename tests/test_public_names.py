@@ -10,6 +10,7 @@ PUBLIC = [
     "LLM",
     "CandidateVerification",
     "CompletionOutput",
+    "DraftBudget",
     "DraftRequest",
     "Drafter",
     "DrafterContext",

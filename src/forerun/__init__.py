@@ -3,7 +3,7 @@
 from forerun.candidates import CandidateVerification, verify_candidate_sequence
 from forerun.config import SamplingParams, StructuredOutputsParams
 from forerun.custom_generate import generate
-from forerun.drafters import Drafter, DrafterContext, DraftRequest
+from forerun.drafters import DraftBudget, Drafter, DrafterContext, DraftRequest
 from forerun.engine.saved_request import SavedRequest
 from forerun.llm import LLM
 from forerun.types import (
@@ -25,6 +25,7 @@ __all__ = [
     "LLM",
     "CandidateVerification",
     "CompletionOutput",
+    "DraftBudget",
     "DraftRequest",
     "Drafter",
     "DrafterContext",

@@ -17,6 +17,7 @@ from forerun.drafters import DrafterContext, DrafterSpec, create
 from forerun.engine.llm_engine import LLMEngine
 from forerun.engine.request import Request
 from forerun.engine.saved_request import SavedRequest
+from forerun.kv_cache.contiguous import ContiguousCache
 from forerun.models.causal_model import CausalModel
 from forerun.models.exactness import Exactness, establish
 from forerun.models.linear import pack_where_faster
@@ -62,10 +63,13 @@ class LLM:
         self.exactness: Exactness = establish(causal, self.max_model_len)
         noise = GumbelNoise(causal.vocab_size, causal.device)
         eos = _eos_token_ids(model, self.tokenizer)
-        context = DrafterContext(causal.vocab_size, self.max_model_len, eos, noise, causal.device, model.dtype, self.tokenizer)
+        kv_cache = ContiguousCache()
+        context = DrafterContext(
+            causal.vocab_size, self.max_model_len, eos, noise, causal.device, model.dtype, self.tokenizer, causal, kv_cache
+        )
         drafters = [create(spec, context) for spec in drafter_specs(drafter, target)]
         self.drafter_names = [made.name for made in drafters]
-        self.engine = LLMEngine(causal, drafters, noise, config, self.tokenizer, eos, self.max_model_len)
+        self.engine = LLMEngine(causal, kv_cache, drafters, noise, config, self.tokenizer, eos, self.max_model_len)
 
     @staticmethod
     def _load_target(target: str | Path | PreTrainedModel, dtype: torch.dtype | None, device: str | torch.device | None) -> PreTrainedModel:

@@ -37,7 +37,8 @@ class TokenTree:
     """A draft: guesses for the next tokens of one request. An empty tree is plain decoding.
 
     Node `i` carries `token_ids[i]`; `parents[i]` is an earlier node, or -1 for a child of the last known token.
-    `scores` are the drafter's probabilities (or empty): they decide what is worth verifying, never what is accepted.
+    `scores` are the drafter's probabilities of each node behind its parent (or empty): they decide what is worth verifying, never what is
+    accepted. `sources` (or empty) name the drafter of each node.
     `laws` (or empty) are for `acceptance="block"`: `laws[i]` is the probability row `[vocab_size]` that node `i` was drawn from, or None for
     a guess that nothing was drawn for. Siblings stand in the order in which they were drawn; those that share one tensor were drawn
     from it without replacement. Whether a drawn node is in the draft must not depend on what was drawn (algorithm: non-anticipation).
@@ -47,6 +48,7 @@ class TokenTree:
     parents: tuple[int, ...] = ()
     scores: tuple[float, ...] = ()
     laws: tuple[torch.Tensor | None, ...] = field(default=(), compare=False)
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.parents):
@@ -55,6 +57,8 @@ class TokenTree:
             raise InvalidInputError("TokenTree.scores", self.scores, "give one score a token, or none at all")
         if self.laws and len(self.laws) != len(self.token_ids):
             raise InvalidInputError("TokenTree.laws", f"{len(self.laws)} rows", "give one row or None a token, or none at all")
+        if self.sources and len(self.sources) != len(self.token_ids):
+            raise InvalidInputError("TokenTree.sources", self.sources, "give one name a token, or none at all")
         if any(not -1 <= parent < node for node, parent in enumerate(self.parents)):
             raise InvalidInputError("TokenTree.parents", self.parents, "each parent must stand before its child, -1 is the root")
 
@@ -132,6 +136,7 @@ class TokenTree:
             tuple(place[self.parents[node]] for node in nodes),
             tuple(self.scores[node] for node in nodes if self.scores),
             tuple(self.laws[node] for node in nodes if self.laws),
+            tuple(self.sources[node] for node in nodes if self.sources),
         )
 
 
@@ -148,12 +153,16 @@ class Verified:
     """What one request keeps of one step: `path` are the accepted tree nodes, `token_ids` those tokens and the target's own.
 
     With an `error` they are the tokens before it: the request ends with the error, unless one of them ends it first.
+    `tree` is the draft, `logits` `[1 + len(tree), vocab_size]` the target's rows before any processing: behind the last known token, then
+    behind each node. They live until the next step.
     """
 
     path: tuple[int, ...]
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
     error: RequestFailedError | None = None
+    tree: TokenTree = field(default_factory=TokenTree, compare=False)
+    logits: torch.Tensor | None = field(default=None, compare=False)
 
     @property
     def num_accepted_tokens(self) -> int:

@@ -38,7 +38,7 @@ class Forest(hostile.FakeDrafter):
         self.noise = noise
 
     def propose(self, requests, budget):
-        return [self.tree(request, most) if most else TokenTree() for request, most in zip(requests, budget, strict=True)]
+        return [self.tree(request, most.depth) if most else TokenTree() for request, most in zip(requests, budget, strict=True)]
 
     def tree(self, request, most):
         seed = stream_seed(request.seed, DRAFT_STREAM, len(request.token_ids))

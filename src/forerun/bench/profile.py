@@ -12,6 +12,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from forerun.config import SamplingParams
+from forerun.drafters import DraftBudget
 from forerun.drafters.draft_model import DraftModel
 from forerun.llm import LLM
 from forerun.machine import synchronise
@@ -81,7 +82,7 @@ def _draft_overhead(llm: LLM, drafter: DraftModel, prompt: list[int], repetition
             engine.step()
         running = [each for each in engine.scheduler.running if each.request_id == request_id]
         for repetition in range(WARM_UP + repetitions):
-            drafted = _seconds(lambda: drafter.propose(running, [DRAFT_TOKENS]), llm) / DRAFT_TOKENS
+            drafted = _seconds(lambda: drafter.propose(running, [DraftBudget(DRAFT_TOKENS)]), llm) / DRAFT_TOKENS
             multiplied = _seconds(products, llm)
             if repetition >= WARM_UP:
                 drafts.append(drafted)

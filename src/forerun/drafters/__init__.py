@@ -9,7 +9,7 @@ from typing import cast
 
 from transformers import PreTrainedModel
 
-from forerun.drafters.base import Drafter, DrafterContext, DraftRequest
+from forerun.drafters.base import DraftBudget, Drafter, DrafterContext, DraftRequest
 from forerun.drafters.draft_model import DraftModel
 from forerun.drafters.prompt_lookup import PromptLookup
 from forerun.types import InvalidInputError
@@ -47,4 +47,4 @@ def create(spec: DrafterSpec, context: DrafterContext) -> Drafter:
     return DraftModel.load(name, context)
 
 
-__all__ = ["ENTRY_POINT_GROUP", "REGISTRY", "DraftRequest", "Drafter", "DrafterContext", "DrafterSpec", "available", "create"]
+__all__ = ["ENTRY_POINT_GROUP", "REGISTRY", "DraftBudget", "DraftRequest", "Drafter", "DrafterContext", "DrafterSpec", "available", "create"]

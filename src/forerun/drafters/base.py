@@ -10,6 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from forerun.config import SamplingParams
+from forerun.kv_cache.protocol import KVCache
+from forerun.models.causal_model import CausalModel
 from forerun.sampling.noise import GumbelNoise
 from forerun.sampling.path_state import PathState
 from forerun.types import TokenTree, Verified
@@ -34,17 +36,31 @@ class DraftRequest(Protocol):
     def path_state(self) -> PathState | None: ...  # the target's own: advance a `fork()` of it alone
 
 
+@dataclass(frozen=True, slots=True)
+class DraftBudget:
+    """What one request's draft may be: up to `depth` tokens one after the other, up to `width` beside each other at each depth.
+
+    `width` 1 is a chain, `depth` 0 no draft at all.
+    """
+
+    depth: int
+    width: int = 1
+
+    def __bool__(self) -> bool:
+        return self.depth > 0
+
+
 class Drafter(Protocol):
     """Guesses next tokens. May keep state a request; must not read the target's draws of the step it drafts for."""
 
     name: str
 
-    def propose(self, requests: Sequence[DraftRequest], budget: Sequence[int]) -> list[TokenTree]:
-        """One draft a request, of at most `budget[i]` tokens; an empty tree where it has no guess."""
+    def propose(self, requests: Sequence[DraftRequest], budget: Sequence[DraftBudget]) -> list[TokenTree]:
+        """One draft a request, within `budget[i]`; an empty tree where it has no guess."""
         ...
 
     def observe(self, requests: Sequence[DraftRequest], verified: Sequence[Verified]) -> None:
-        """What the target kept of the step. The requests do not carry the new tokens yet."""
+        """What the target kept of the step, and its rows (`Verified.logits`). The requests do not carry the new tokens yet."""
         ...
 
     def free(self, request_ids: Sequence[int]) -> None:
@@ -63,3 +79,5 @@ class DrafterContext:
     device: torch.device
     dtype: torch.dtype
     tokenizer: PreTrainedTokenizerBase | None
+    target: CausalModel | None = None  # None where a drafter is tried out by itself
+    kv_cache: KVCache | None = None  # the target's own

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from forerun.drafters.base import DrafterContext, DraftRequest
+from forerun.drafters.base import DraftBudget, DrafterContext, DraftRequest
 from forerun.kv_cache.contiguous import ContiguousCache, ContiguousSequence
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
@@ -79,10 +79,10 @@ class DraftModel:
         check_class(model, str(source))
         return cls(model, context, shown_name(source))
 
-    def propose(self, requests: Sequence[DraftRequest], budget: Sequence[int]) -> list[TokenTree]:
+    def propose(self, requests: Sequence[DraftRequest], budget: Sequence[DraftBudget]) -> list[TokenTree]:
         drafts: list[list[int]] = [[] for _ in requests]
         laws: list[list[torch.Tensor | None]] = [[] for _ in requests]
-        limits = [self._limit(request, most) for request, most in zip(requests, budget, strict=True)]
+        limits = [self._limit(request, most.depth) for request, most in zip(requests, budget, strict=True)]
         active = [index for index, limit in enumerate(limits) if limit > 0]
         segments = [self._catch_up(requests[index]) for index in active]
         states = {index: _fork(requests[index].path_state) for index in active}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from forerun.drafters.base import DrafterContext, DraftRequest
+from forerun.drafters.base import DraftBudget, DrafterContext, DraftRequest
 from forerun.types import TokenTree, Verified
 
 MAX_NGRAM = 5
@@ -43,8 +43,8 @@ class PromptLookup:
     def __init__(self, context: DrafterContext) -> None:
         self._indexes: dict[int, _Index] = {}
 
-    def propose(self, requests: Sequence[DraftRequest], budget: Sequence[int]) -> list[TokenTree]:
-        return [self._draft(request, most) if most > 0 else TokenTree() for request, most in zip(requests, budget, strict=True)]
+    def propose(self, requests: Sequence[DraftRequest], budget: Sequence[DraftBudget]) -> list[TokenTree]:
+        return [self._draft(request, most.depth) if most else TokenTree() for request, most in zip(requests, budget, strict=True)]
 
     def _draft(self, request: DraftRequest, most: int) -> TokenTree:
         index = self._indexes.setdefault(request.request_id, _Index())

@@ -18,7 +18,7 @@ from forerun.engine.request import Batch, Request, RequestUpdate
 from forerun.engine.saved_request import SavedRequest
 from forerun.engine.scheduler import Scheduler
 from forerun.engine.verifier import Verifier
-from forerun.kv_cache.contiguous import ContiguousCache
+from forerun.kv_cache.protocol import KVCache
 from forerun.models.causal_model import CausalModel
 from forerun.sampling.bad_words import bad_word_token_ids
 from forerun.sampling.grammar import Grammars
@@ -34,6 +34,7 @@ class LLMEngine:
     def __init__(
         self,
         model: CausalModel,
+        kv_cache: KVCache,
         drafters: Sequence[Drafter],
         noise: GumbelNoise,
         config: EngineConfig,
@@ -45,7 +46,7 @@ class LLMEngine:
         self.eos_token_ids = eos_token_ids
         self.max_model_len = max_model_len
         self.vocab_size = model.vocab_size
-        self.kv_cache = ContiguousCache()
+        self.kv_cache = kv_cache
         self.scheduler = Scheduler(config.max_num_seqs)
         self.speculator = Speculator(drafters, config, model.vocab_size)
         self.model_runner = ModelRunner(model, self.kv_cache)

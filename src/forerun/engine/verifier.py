@@ -13,7 +13,7 @@ from forerun.sampling.path_state import PathState
 from forerun.sampling.processors import process
 from forerun.sampling.sampler import draw, token_logprobs, walk
 from forerun.sampling.traversal import traverse
-from forerun.types import RequestFailedError, TokenTree, Verified
+from forerun.types import RequestFailedError, TokenLogprobs, TokenTree, Verified
 
 
 class Verifier:
@@ -47,10 +47,11 @@ class Verifier:
             kept = self._traverse(request, tree, rows, best_ids)
         else:
             kept = self._match(request, tree, rows, best_ids)
-        if params.logprobs is None:
-            return kept
-        visited = zip((-1, *kept.path), kept.token_ids, strict=False)
-        return replace(kept, logprobs=tuple(token_logprobs(rows[1 + node], token_id, params.logprobs) for node, token_id in visited))
+        logprobs: tuple[TokenLogprobs, ...] = ()
+        if params.logprobs is not None:
+            visited = zip((-1, *kept.path), kept.token_ids, strict=False)
+            logprobs = tuple(token_logprobs(rows[1 + node], token_id, params.logprobs) for node, token_id in visited)
+        return replace(kept, logprobs=logprobs, tree=tree, logits=rows)
 
     def _match(self, request: Request, tree: TokenTree, rows: torch.Tensor, best_ids: list[int | None]) -> Verified:
         params, state = request.params, request.path_state

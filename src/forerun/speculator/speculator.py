@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from forerun.config import EngineConfig, NumDraftTokens
-from forerun.drafters.base import Drafter, DraftRequest
+from forerun.drafters.base import DraftBudget, Drafter, DraftRequest
 from forerun.speculator.draft_length import Cost, DraftLength
 from forerun.types import TokenTree, Verified
 
@@ -39,7 +39,7 @@ class Speculator:
             if not any(missing):
                 break
             try:
-                proposed = drafter.propose(requests, missing)
+                proposed = drafter.propose(requests, [DraftBudget(most) for most in missing])
                 valid = [self._valid(*each) for each in zip(requests, proposed, missing, strict=True)]
             except Exception:
                 logger.exception("drafter %s failed; this step goes on without it", drafter.name)
