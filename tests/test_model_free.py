@@ -194,7 +194,10 @@ def test_shorter_ngrams_join_longer_ones():
 # -- suffix ----------------------------------------------------------------------------------------------------------
 
 
-def drafted(text, budget=DraftBudget(4, 1), params=GREEDY, store=None):
+CHAIN = DraftBudget(4, 1)
+
+
+def drafted(text, budget=CHAIN, params=GREEDY, store=None):
     (tree,) = Suffix(context(), store).propose([FakeRequest(list(text), params=params)], [budget])
     return tree
 

@@ -75,7 +75,7 @@ def test_following_a_text_keeps_the_longest_suffix_that_is_known(text, followed)
     state, length = 0, 0
     for end, token_id in enumerate(followed, 1):
         state, length = automaton.follow(state, length, token_id)
-        longest = max((size for size in range(end + 1) if size == 0 or tuple(followed[end - size : end]) in known))
+        longest = max(size for size in range(end + 1) if size == 0 or tuple(followed[end - size : end]) in known)
         assert (state, length) == (state_of(automaton, followed[end - longest : end]), longest)
 
 
