@@ -15,7 +15,8 @@ Place = TypeVar("Place")
 Coupling = Callable[[int, list[int]], list[float]]
 
 MAX_CHILDREN = 8  # weighed at one node
-MIN_SURVIVAL = 0.005  # of a path, under which nothing is worth a row
+MIN_SURVIVAL = 0.02  # of a path, under which nothing is worth a row
+RARE = 0.02  # of the likeliest sibling, under which no noise is read: it seldom lifts so far
 
 
 def coupling_of(request: DraftRequest, noise: GumbelNoise) -> Coupling | None:
@@ -37,6 +38,8 @@ def grow(
 
     `children(place)` are token ids with their probabilities (summing up to 1 or less), `advance(place, token_id)` is the place behind one.
     """
+    if budget.width == 1:
+        return _chain(start, children, advance, budget.depth, coupling)
     token_ids: list[int] = []
     parents: list[int] = []
     scores: list[float] = []
@@ -46,13 +49,11 @@ def grow(
     node, depth, survival, place = -1, 0, 1.0, start
     while True:
         if depth < budget.depth and room[depth]:
-            ranked = _ranked(children(place), depth, coupling)
-            if budget.width == 1:
-                del ranked[1:]
-            for token_id, score in ranked:
-                if budget.width == 1 or survival * score >= MIN_SURVIVAL:
-                    pushed += 1
-                    heapq.heappush(waiting, (-survival * score, pushed, node, depth, token_id, score, place))
+            for token_id, score in _ranked(children(place), depth, coupling):
+                if survival * score < MIN_SURVIVAL:
+                    break
+                pushed += 1
+                heapq.heappush(waiting, (-survival * score, pushed, node, depth, token_id, score, place))
         while waiting and not room[waiting[0][3]]:
             heapq.heappop(waiting)
         if not waiting:
@@ -69,11 +70,42 @@ def grow(
             place = advance(above, token_id)
 
 
+def _chain(
+    place: Place,
+    children: Callable[[Place], dict[int, float]],
+    advance: Callable[[Place, int], Place],
+    most: int,
+    coupling: Coupling | None,
+) -> TokenTree:
+    """The best child of each node, however unlikely."""
+    token_ids: list[int] = []
+    scores: list[float] = []
+    for depth in range(most):
+        probabilities = children(place)
+        if not probabilities:
+            break
+        if coupling is None:
+            token_id = max(probabilities, key=probabilities.__getitem__)
+            score = probabilities[token_id]
+        else:
+            token_id, score = _ranked(probabilities, depth, coupling)[0]
+        token_ids.append(token_id)
+        scores.append(score)
+        if depth + 1 < most:
+            place = advance(place, token_id)
+    return TokenTree.chain(token_ids, scores)
+
+
 def _ranked(probabilities: dict[int, float], depth: int, coupling: Coupling | None) -> list[tuple[int, float]]:
     """Likeliest first, with scores; with a coupling the likeliest given the target's noise."""
-    best = sorted(probabilities.items(), key=_by_probability)[:MAX_CHILDREN]
+    best = list(probabilities.items())
+    if len(best) > 1:
+        best.sort(key=_by_probability)
+        del best[MAX_CHILDREN:]
     if coupling is None or not best:
         return best
+    while best[-1][1] < best[0][1] * RARE:
+        best.pop()
     noise = coupling(depth, [token_id for token_id, _ in best])
     weights = [probability * exp(gumbel) for (_, probability), gumbel in zip(best, noise, strict=True)]
     # what is not weighed here wins by the largest Gumbel of its whole mass: log(other) + G, under the best with this probability

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
-VOTES_A_TOKEN = 0.5  # of a match: an occurrence behind a long match weighs more than one behind a short one
-NEGLIGIBLE = 0.1  # probability left for contexts that are shorter still
+VOTES_A_TOKEN = 0.25  # of a match: an occurrence behind a long match weighs more than one behind a short one
+NEGLIGIBLE = 0.3  # probability that is not worth asking a shorter context for
+MAX_CONTEXTS = 2  # asked about one token; a third changed no figure
 
 Context = tuple[int, dict[int, float]]  # how many tokens match, and votes for the next one
 
@@ -39,20 +41,22 @@ def agreeing(matches: Sequence[Match], depth: int, token_id: int) -> list[Match]
 
 
 def blended(contexts: Iterable[Context]) -> dict[int, float]:
-    """Probabilities of the next token, from votes behind contexts of falling length: each leaves to the shorter ones what it is unsure of.
+    """Probabilities of the next token, from votes behind contexts of falling length: each leaves to the next what it is unsure of.
 
     The share that it leaves is that of prediction by partial matching, method C (Moffat 1990), with its occurrences weighed by its length.
     """
     probabilities: dict[int, float] = {}
     left = 1.0
-    for length, votes in contexts:
+    for length, votes in islice(contexts, MAX_CONTEXTS):
         total = sum(votes.values())
         weight = total * length * VOTES_A_TOKEN
-        stays = weight / (weight + len(votes))
-        share = left * stays / total
-        for token_id, vote in votes.items():
-            probabilities[token_id] = probabilities.get(token_id, 0.0) + share * vote
-        left *= 1.0 - stays
+        share = left * weight / ((weight + len(votes)) * total)
+        if not probabilities:
+            probabilities = {token_id: share * vote for token_id, vote in votes.items()}
+        else:
+            for token_id, vote in votes.items():
+                probabilities[token_id] = probabilities.get(token_id, 0.0) + share * vote
+        left -= share * total
         if left < NEGLIGIBLE:
             break
     return probabilities

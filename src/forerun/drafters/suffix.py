@@ -105,15 +105,16 @@ class Suffix:
 def _contexts(automaton: SuffixAutomaton, place: _Place) -> Iterator[Context]:
     """Matches of the draft's end, longest first: how many tokens match, and the votes for what comes next."""
     state, length = place.state, place.length
-    for matched, votes in votes_of(place.recalled, place.depth):
+    edges, link, lengths = automaton.edges, automaton.link, automaton.length
+    for matched, votes in votes_of(place.recalled, place.depth) if place.recalled else ():
         while state and length > matched:
-            if automaton.edges[state]:
+            if edges[state]:
                 yield length, automaton.continuations(state)
-            state = automaton.link[state]
-            length = automaton.length[state]
+            state = link[state]
+            length = lengths[state]
         yield matched, votes
     while state:
-        if automaton.edges[state]:
+        if edges[state]:
             yield length, automaton.continuations(state)
-        state = automaton.link[state]
-        length = automaton.length[state]
+        state = link[state]
+        length = lengths[state]

@@ -86,16 +86,13 @@ class SuffixAutomaton:
 
     def continuations(self, state: int) -> dict[int, float]:
         """What came behind a state, and how often; the latest counts half an occurrence more."""
-        count, latest = self.count, self.latest
+        count = self.count
         edges = self.edges[state]
         if len(edges) == 1:
             return {token_id: count[after] for token_id, after in edges.items()}
-        found: dict[int, float] = {}
-        newest = newest_end = 0
-        for token_id, after in islice(edges.items(), MAX_FAN_OUT):
-            found[token_id] = count[after]
-            if latest[after] > newest_end:
-                newest, newest_end = token_id, latest[after]
+        if len(edges) > MAX_FAN_OUT:
+            edges = dict(islice(edges.items(), MAX_FAN_OUT))
+        found: dict[int, float] = {token_id: count[after] for token_id, after in edges.items()}
         if found:
-            found[newest] += 0.5
+            found[max(edges, key=lambda token_id: self.latest[edges[token_id]])] += 0.5
         return found

@@ -98,7 +98,12 @@ class GumbelNoise:
         For drafters that weigh a handful of candidates: the whole row costs as much as its vocabulary is long.
         """
         key = _row_key(seed, position)
-        bits = array("f", [mix64((key + (token_id + 1) * _GOLDEN) & _MASK_64) >> 32 for token_id in token_ids])
+        bits = array("f")
+        for token_id in token_ids:  # mix64, without a call each
+            value = (key + (token_id + 1) * _GOLDEN) & _MASK_64
+            value = ((value ^ (value >> 30)) * _MIX_1) & _MASK_64
+            value = ((value ^ (value >> 27)) * _MIX_2) & _MASK_64
+            bits.append((value ^ (value >> 31)) >> 32)
         # rounded to float32 after each operation, as the row is: near 1 the rounding decides
         numerators = array("f", [value + 0.5 for value in bits])
         return [-log(-log1p(-min(value * 2.0**-32, _MAX_UNIFORM))) for value in numerators]
