@@ -17,7 +17,7 @@ from forerun.drafters.suffix_automaton import SuffixAutomaton
 from forerun.drafters.suffix_store import SuffixStore
 from forerun.types import TokenTree, Verified
 
-MAX_INDEXED = 1 << 16  # tokens of one text, at some 400 bytes each; of a longer one the end is indexed
+MAX_INDEXED = 1 << 16  # tokens of one text, at some 500 bytes each; of a longer one the end is indexed
 
 
 @dataclass(slots=True)
