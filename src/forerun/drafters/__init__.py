@@ -10,9 +10,11 @@ from typing import cast
 from transformers import PreTrainedModel
 
 from forerun.drafters.base import DraftBudget, Drafter, DrafterContext, DraftRequest
+from forerun.drafters.cross_vocabulary import CrossVocabulary
 from forerun.drafters.draft_model import DraftModel
 from forerun.drafters.prompt_lookup import PromptLookup
-from forerun.types import InvalidInputError
+from forerun.models.loading import own_tokenizer, tokenizer_difference
+from forerun.types import InvalidInputError, ModelLoadError
 
 DrafterFactory = Callable[[DrafterContext], Drafter]
 DrafterSpec = str | Path | PreTrainedModel | Drafter | DrafterFactory
@@ -32,7 +34,7 @@ def create(spec: DrafterSpec, context: DrafterContext) -> Drafter:
     Raises InvalidInputError for an unknown name, ModelLoadError for a model that does not fit the target.
     """
     if isinstance(spec, PreTrainedModel):
-        return DraftModel.load(spec, context)
+        return _from_model(spec, context)
     if not isinstance(spec, (str, Path)):
         # a class that drafts is a factory of drafters, not one
         return cast(Drafter, spec) if hasattr(spec, "propose") and not isinstance(spec, type) else cast(DrafterFactory, spec)(context)
@@ -44,7 +46,22 @@ def create(spec: DrafterSpec, context: DrafterContext) -> Drafter:
         return factory(context)
     if isinstance(spec, str) and "/" not in name and not Path(name).exists():
         raise InvalidInputError("drafter", name, f"give one of {', '.join(available())}, none, a model folder, or a hub id owner/name")
-    return DraftModel.load(name, context)
+    return _from_model(name, context)
+
+
+def _from_model(source: str | PreTrainedModel, context: DrafterContext) -> Drafter:
+    """A draft model; across vocabularies where its tokenizer is not the target's. A loaded model without a folder is taken for one of the same ids."""
+    tokenizer = own_tokenizer(source)
+    if tokenizer is not None and context.tokenizer is not None and tokenizer_difference(context.tokenizer, tokenizer) is not None:
+        return CrossVocabulary.load(source, context, tokenizer)
+    made = DraftModel.load(source, context)
+    if not isinstance(source, PreTrainedModel) and (tokenizer is None) != (context.tokenizer is None) and made.model.vocab_size != context.vocab_size:
+        side = "the target" if context.tokenizer is None else "the drafter"
+        raise ModelLoadError(
+            f"drafter={source!r} has {made.model.vocab_size} tokens, the target {context.vocab_size}, and {side} has no tokenizer to tell which they share: "
+            f"give LLM(tokenizer=...), or copy the drafter's tokenizer.json beside it"
+        )
+    return made
 
 
 __all__ = ["ENTRY_POINT_GROUP", "REGISTRY", "DraftBudget", "DraftRequest", "Drafter", "DrafterContext", "DrafterSpec", "available", "create"]
