@@ -13,6 +13,7 @@ from forerun.drafters.base import DraftBudget, Drafter, DrafterContext, DraftReq
 from forerun.drafters.cross_vocabulary import CrossVocabulary
 from forerun.drafters.draft_model import DraftModel
 from forerun.drafters.prompt_lookup import PromptLookup
+from forerun.drafters.self_speculation import SelfSpeculation
 from forerun.models.loading import own_tokenizer, tokenizer_difference
 from forerun.types import InvalidInputError, ModelLoadError
 
@@ -20,7 +21,7 @@ DrafterFactory = Callable[[DrafterContext], Drafter]
 DrafterSpec = str | Path | PreTrainedModel | Drafter | DrafterFactory
 
 ENTRY_POINT_GROUP = "forerun.drafters"
-REGISTRY: dict[str, DrafterFactory] = {PromptLookup.name: PromptLookup}
+REGISTRY: dict[str, DrafterFactory] = {PromptLookup.name: PromptLookup, SelfSpeculation.name: SelfSpeculation}
 
 
 def available() -> list[str]:
@@ -29,7 +30,7 @@ def available() -> list[str]:
 
 
 def create(spec: DrafterSpec, context: DrafterContext) -> Drafter:
-    """A drafter from a name, a model folder, a hub id (`owner/name`), a loaded model, a factory, or itself.
+    """A drafter from a name (`self:0,1,5` names layers), a model folder, a hub id (`owner/name`), a loaded model, a factory, or itself.
 
     Raises InvalidInputError for an unknown name, ModelLoadError for a model that does not fit the target.
     """
@@ -41,6 +42,8 @@ def create(spec: DrafterSpec, context: DrafterContext) -> Drafter:
     name = str(spec)
     if name in REGISTRY:
         return REGISTRY[name](context)
+    if name.startswith(f"{SelfSpeculation.name}:"):
+        return SelfSpeculation.named(name, context)
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         factory: DrafterFactory = point.load()
         return factory(context)
