@@ -27,6 +27,7 @@ PROMPT = "once there was a tale"
 dtypes = pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 temperatures = pytest.mark.parametrize("temperature", TEMPERATURES)
 drafters = pytest.mark.parametrize("drafter", ["prompt_lookup", "draft_model", "chain"])
+any_model = pytest.mark.parametrize("drafter", ["self", "cross_vocabulary", "cross_text"])
 
 
 @pytest.fixture(scope="session")
@@ -67,12 +68,32 @@ def test_alone(llm_of, plain, dtype, temperature, drafter, length):
 
 
 @dtypes
+@any_model
+@pytest.mark.parametrize("length", [5, "auto"])
+def test_drafts_from_any_model(llm_of, plain, dtype, drafter, length):
+    for params in TEMPERATURES.values():
+        for own in (params, replace(params, **FEW_WORDS)):
+            result = llm_of(dtype, drafter).generate(PROMPT, replace(own, num_draft_tokens=length))[0]
+            assert result.token_ids == plain(dtype, own)
+
+
+def is_partly_accepted(llm, temperature):
+    params = replace(TEMPERATURES[temperature], **FEW_WORDS, num_draft_tokens=4, max_tokens=60)
+    stats = llm.generate(PROMPT, params)[0].stats
+    return 0 < stats.num_accepted_tokens < stats.num_draft_tokens
+
+
+@dtypes
 @temperatures
 @drafters
 def test_the_drafts_above_are_partly_accepted(llm_of, dtype, temperature, drafter):
-    params = replace(TEMPERATURES[temperature], **FEW_WORDS, num_draft_tokens=4, max_tokens=60)
-    stats = llm_of(dtype, drafter).generate(PROMPT, params)[0].stats
-    assert 0 < stats.num_accepted_tokens < stats.num_draft_tokens
+    assert is_partly_accepted(llm_of(dtype, drafter), temperature)
+
+
+@temperatures
+@any_model
+def test_drafts_from_any_model_are_partly_accepted(llm_of, temperature, drafter):
+    assert is_partly_accepted(llm_of("fp32", drafter), temperature)
 
 
 @dtypes
@@ -117,6 +138,16 @@ def test_plain_ragged_batch(llm_of, plain_one_by_one, dtype):
 @drafters
 @pytest.mark.parametrize("shift", range(3))
 def test_ragged_batch(llm_of, plain_one_by_one, dtype, drafter, shift):
+    is_ragged_batch_exact(llm_of, plain_one_by_one, dtype, drafter, shift)
+
+
+@dtypes
+@any_model
+def test_ragged_batch_drafted_by_any_model(llm_of, plain_one_by_one, dtype, drafter):
+    is_ragged_batch_exact(llm_of, plain_one_by_one, dtype, drafter, shift=1)
+
+
+def is_ragged_batch_exact(llm_of, plain_one_by_one, dtype, drafter, shift):
     prompts, params = ragged()
     lengths = [*LENGTHS, 0]
     mixed = [replace(own, num_draft_tokens=lengths[(index + 3 * shift) % len(lengths)]) for index, own in enumerate(params)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from forerun.config import SamplingParams
 from forerun.drafters.base import DraftBudget, DrafterContext, DraftRequest
 from forerun.drafters.drawing import Guess, fork, guess, most_likely
 from forerun.drafters.rewound_cache import RewoundCache
@@ -20,7 +21,7 @@ from forerun.models.causal_model import CausalModel
 from forerun.models.linear import pack_where_faster
 from forerun.models.loading import check_class, load_model, own_tokenizer, shared_copy, shown_name
 from forerun.sampling.path_state import PathState
-from forerun.sampling.processors import truncate_
+from forerun.sampling.processors import process
 from forerun.types import InvalidInputError, ModelLoadError, TokenTree, Verified
 
 Method = Literal["auto", "vocabulary", "text"]
@@ -30,6 +31,15 @@ ONE_TO_ONE = 0.999  # agreement from which both tokenizers cut text alike: the s
 BY_VOCABULARY = 0.8  # agreement from which a draft begins token by token: a chain of n such guesses is cut as the target would in agreement^n
 MORE_STEPS = 3  # of the drafter beyond the depth, for text that becomes fewer tokens of the target
 MEAN_GUMBEL = 0.5772  # of the best among the target's tokens that a token stands for, whichever they are
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A request as the drafter knows it: its text and its parameters in the drafter's tokens."""
+
+    text: TranslatedText
+    params: SamplingParams
+    num_prompt_tokens: int
 
 
 @dataclass(slots=True)
@@ -89,7 +99,7 @@ class CrossVocabulary:
         self._one_to_one = self.vocabularies.agreement >= ONE_TO_ONE
         self._max_len: int = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", context.max_model_len)
         self._cache = RewoundCache(self._model)
-        self._texts: dict[int, TranslatedText] = {}
+        self._known: dict[int, _Known] = {}
 
     @classmethod
     def load(
@@ -147,9 +157,10 @@ class CrossVocabulary:
         request = draft.request
         if draft.depth <= 0:
             return None
-        text = self._texts.get(request.request_id)
-        if text is None:
-            text = self._texts[request.request_id] = TranslatedText(self.vocabularies, self._one_to_one)
+        known = self._known.get(request.request_id)
+        if known is None:
+            known = self._known[request.request_id] = self._first_read(request)
+        text = known.text
         num_same = text.read(request.token_ids)
         draft.depth = min(draft.depth, self._max_len - len(text.token_ids) - MORE_STEPS)
         if draft.depth <= 0 or not text.token_ids:
@@ -158,6 +169,13 @@ class CrossVocabulary:
         segment = self._cache.catch_up(request.request_id, text.token_ids, num_same)
         draft.depth = min(draft.depth, self._cache.room(request.request_id) - MORE_STEPS)
         return segment
+
+    def _first_read(self, request: DraftRequest) -> _Known:
+        text = TranslatedText(self.vocabularies, self._one_to_one)
+        text.read(request.prompt_token_ids)
+        to_draft = self.vocabularies.to_draft
+        bias = {to_draft[token_id]: bias for token_id, bias in request.params.logit_bias.items() if to_draft[token_id] >= 0}
+        return _Known(text, replace(request.params, logit_bias=bias), len(text.token_ids))
 
     def _extend(self, draft: _Draft, row: torch.Tensor) -> int:
         """Adds one guess from the drafter's row `[its vocab_size]`; returns the drafter's token that the next pass begins with."""
@@ -182,16 +200,18 @@ class CrossVocabulary:
         return draft.request.params.acceptance == "block" and not draft.request.params.is_greedy
 
     def _extend_text(self, draft: _Draft, row: torch.Tensor) -> int:
-        params = draft.request.params
-        if not params.is_greedy:
-            row = truncate_(row.to(torch.float32, copy=True).div_(params.temperature), params)
+        known, vocabularies = self._known[draft.request.request_id], self.vocabularies
+        read = [*known.text.token_ids, *(vocabularies.to_draft[drawn.token_id] for drawn in draft.shared), *(drawn.token_id for drawn in draft.text)]
+        prompt, output = read[: known.num_prompt_tokens], read[known.num_prompt_tokens :]
+        row = process(row, known.params, prompt, output, vocabularies.draft.end_token_ids)
+        if not known.params.is_greedy:
             position = len(draft.request.token_ids) + len(draft.shared) + len(draft.retold)
             noise = row.new_full(row.shape, MEAN_GUMBEL)
             noise[self._draft_ids] = self._context.noise.row(draft.request.seed, position)[self._target_ids]
             row = row + noise
         drawn = most_likely(row)
-        if not self.vocabularies.draft.token_bytes[drawn.token_id]:  # an end, or a token without text: nothing follows it
-            draft.ends_with = self.vocabularies.to_target.get(drawn.token_id)
+        if not vocabularies.draft.token_bytes[drawn.token_id]:  # an end, or a token without text: nothing follows it
+            draft.ends_with = vocabularies.to_target.get(drawn.token_id)
             draft.is_done = True
             return drawn.token_id
         draft.text.append(drawn)
@@ -239,7 +259,7 @@ class CrossVocabulary:
 
     def free(self, request_ids: Sequence[int]) -> None:
         for request_id in request_ids:
-            self._texts.pop(request_id, None)
+            self._known.pop(request_id, None)
             self._cache.free(request_id)
 
 

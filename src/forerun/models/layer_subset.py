@@ -42,7 +42,7 @@ def with_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     top.config = config
     text = config.get_text_config(decoder=True)
     for name in parents:
-        child = cast(Any, _shallow(module._modules[name]))  # type: ignore[arg-type]
+        child = cast(Any, _shallow(module._modules[name]))
         if getattr(child, "config", None) is not None:
             child.config = config if child.config is model.config else text
         module._modules[name] = child
