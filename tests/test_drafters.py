@@ -15,6 +15,7 @@ from tiny_models import CONTEXT, EOS, VOCAB_SIZE, make_drafter, make_model, make
 
 from forerun import LLM, DrafterContext, InvalidInputError, ModelLoadError, SamplingParams
 from forerun.drafters import DraftBudget, available, create
+from forerun.drafters.cross_vocabulary import CrossVocabulary
 from forerun.drafters.draft_model import DraftModel
 from forerun.drafters.prompt_lookup import MAX_NGRAM, MIN_NGRAM, PromptLookup
 from forerun.kv_cache.contiguous import ContiguousSequence
@@ -194,7 +195,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         create("prompt_lokup", context())
 
 
-def test_another_tokenizer_is_refused_by_content(tmp_path, tokenizer):
+def test_another_tokenizer_makes_a_drafter_across_vocabularies(tmp_path, tokenizer):
     """Same size, two tokens swapped."""
     make_drafter("fp32").save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
@@ -202,8 +203,10 @@ def test_another_tokenizer_is_refused_by_content(tmp_path, tokenizer):
     vocab = content["model"]["vocab"]
     vocab["ee"], vocab["et"] = vocab["et"], vocab["ee"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    drafter = create(str(tmp_path), context(tokenizer))
+    assert isinstance(drafter, CrossVocabulary) and drafter.name == str(tmp_path)
     with pytest.raises(ModelLoadError, match=f"another tokenizer than the target .token {vocab['et']} is 'ee' in one and 'et'"):
-        create(str(tmp_path), context(tokenizer))
+        DraftModel.load(str(tmp_path), context(tokenizer))
 
 
 def test_the_same_tokenizer_in_another_folder_is_let_in(tmp_path, tokenizer):

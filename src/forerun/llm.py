@@ -21,7 +21,7 @@ from forerun.kv_cache.contiguous import ContiguousCache
 from forerun.models.causal_model import CausalModel
 from forerun.models.exactness import Exactness, establish
 from forerun.models.linear import pack_where_faster
-from forerun.models.loading import RECOMMENDED_DRAFTERS, check_class, load_model, load_tokenizer, shared_copy
+from forerun.models.loading import RECOMMENDED_DRAFTERS, check_class, load_model, load_tokenizer, own_tokenizer, shared_copy
 from forerun.models.pass_cost import PassCost
 from forerun.models.reference import check_against_reference
 from forerun.sampling.noise import GumbelNoise
@@ -94,11 +94,8 @@ class LLM:
             tokenizer = load_tokenizer(given)
         elif given is not None:
             tokenizer = given
-        elif isinstance(target, PreTrainedModel):
-            folder = Path(target.name_or_path or "")
-            tokenizer = load_tokenizer(folder) if target.name_or_path and folder.is_dir() else None
         else:
-            tokenizer = load_tokenizer(target)
+            tokenizer = own_tokenizer(target)
         if tokenizer is not None and not hasattr(tokenizer, "backend_tokenizer"):
             raise ModelLoadError(f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json backend: convert it to a fast tokenizer")
         return tokenizer
