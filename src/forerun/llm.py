@@ -25,6 +25,7 @@ from forerun.models.loading import RECOMMENDED_DRAFTERS, check_class, load_model
 from forerun.models.pass_cost import PassCost
 from forerun.models.reference import check_against_reference
 from forerun.sampling.noise import GumbelNoise
+from forerun.speculator.explanation import Explanation
 from forerun.types import CompletionOutput, ForerunError, InvalidInputError, ModelLoadError, RequestOutput, SpeculationStats, StreamedToken
 
 Prompt = str | Sequence[int]
@@ -170,6 +171,10 @@ class LLM:
         except ForerunError as error:
             output.error = error
         return output
+
+    def explain(self) -> Explanation:
+        """What plain decoding costs here, what the drafters cost and bring, the speedup so far, and why drafts were cut: of all requests that finished."""
+        return self.engine.explain()
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamedToken]:
         """Yields tokens of one prompt as they are known; the last one carries the finish reason. Raises what ends the request."""

@@ -26,8 +26,9 @@ from forerun.sampling.bad_words import bad_word_token_ids
 from forerun.sampling.grammar import Grammars
 from forerun.sampling.noise import GumbelNoise, derived_seed
 from forerun.sampling.path_state import PathState
+from forerun.speculator.explanation import Explanation, explain
 from forerun.speculator.speculator import Speculator
-from forerun.types import InvalidInputError, TokenTree, Verified
+from forerun.types import InvalidInputError, SpeculationStats, TokenTree, Verified
 
 
 class LLMEngine:
@@ -55,6 +56,8 @@ class LLMEngine:
         self.model_runner = ModelRunner(model, self.kv_cache)
         self.verifier = Verifier(noise)
         self._grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab_size, eos_token_ids)
+        self.finished_stats = SpeculationStats()  # of all requests that ended
+        self._max_num_draft_tokens = config.max_num_draft_tokens
         self._next_request_id = 0
 
     def add_request(self, prompt_token_ids: list[int], params: SamplingParams) -> list[int]:
@@ -156,9 +159,9 @@ class LLMEngine:
         self._keep(batch, verified)
         self.speculator.observe(batch.requests, verified)
         updates = self.scheduler.commit(batch, verified)
-        self._release([request for request in batch.requests if request.finish_reason is not None])
         clock.append(time.perf_counter())
         self._account(updates, trees, clock)
+        self._release([request for request in batch.requests if request.finish_reason is not None])
         return updates
 
     def _keep(self, batch: Batch, verified: Sequence[Verified]) -> None:
@@ -169,6 +172,7 @@ class LLMEngine:
     def _release(self, requests: Sequence[Request]) -> None:
         self.speculator.free([request.request_id for request in requests])
         for request in requests:
+            self.finished_stats.add(request.stats)
             heir = self._heir(request)
             if heir is not None:
                 self.kv_cache.hand_over(request.request_id, heir.request_id, len(request.prompt_token_ids) - 1)
@@ -199,6 +203,9 @@ class LLMEngine:
             stats.plain_seconds += expected.plain_seconds * share
             stats.decisions[decision] += 1
             stats.drafted_by.update(tree.sources)
+
+    def explain(self) -> Explanation:
+        return explain(self.speculator, self.finished_stats, self._max_num_draft_tokens)
 
     def abort(self, request_id: int) -> None:
         """Ends a request at once; its memory is free again."""
