@@ -12,13 +12,17 @@ from transformers import PreTrainedModel
 from forerun.drafters.base import DraftBudget, Drafter, DrafterContext, DraftRequest
 from forerun.drafters.draft_model import DraftModel
 from forerun.drafters.prompt_lookup import PromptLookup
+from forerun.drafters.recycling import Recycling
+from forerun.drafters.suffix import Suffix
+from forerun.drafters.suffix_store import SuffixStore
 from forerun.types import InvalidInputError
 
 DrafterFactory = Callable[[DrafterContext], Drafter]
 DrafterSpec = str | Path | PreTrainedModel | Drafter | DrafterFactory
 
 ENTRY_POINT_GROUP = "forerun.drafters"
-REGISTRY: dict[str, DrafterFactory] = {PromptLookup.name: PromptLookup}
+REGISTRY: dict[str, DrafterFactory] = {PromptLookup.name: PromptLookup, Recycling.name: Recycling, Suffix.name: Suffix}
+WITH_FILE: dict[str, Callable[[DrafterContext, str], Drafter]] = {Suffix.name: Suffix.with_file}  # `name:FILE`
 
 
 def available() -> list[str]:
@@ -27,7 +31,7 @@ def available() -> list[str]:
 
 
 def create(spec: DrafterSpec, context: DrafterContext) -> Drafter:
-    """A drafter from a name, a model folder, a hub id (`owner/name`), a loaded model, a factory, or itself.
+    """A drafter from a name (`name:FILE` where it reads one), a model folder, a hub id (`owner/name`), a loaded model, a factory, or itself.
 
     Raises InvalidInputError for an unknown name, ModelLoadError for a model that does not fit the target.
     """
@@ -39,6 +43,9 @@ def create(spec: DrafterSpec, context: DrafterContext) -> Drafter:
     name = str(spec)
     if name in REGISTRY:
         return REGISTRY[name](context)
+    kind, _, file = name.partition(":")
+    if file and kind in WITH_FILE:
+        return WITH_FILE[kind](context, file)
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         factory: DrafterFactory = point.load()
         return factory(context)
@@ -47,4 +54,17 @@ def create(spec: DrafterSpec, context: DrafterContext) -> Drafter:
     return DraftModel.load(name, context)
 
 
-__all__ = ["ENTRY_POINT_GROUP", "REGISTRY", "DraftBudget", "DraftRequest", "Drafter", "DrafterContext", "DrafterSpec", "available", "create"]
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "REGISTRY",
+    "WITH_FILE",
+    "DraftBudget",
+    "DraftRequest",
+    "Drafter",
+    "DrafterContext",
+    "DrafterSpec",
+    "Suffix",
+    "SuffixStore",
+    "available",
+    "create",
+]
