@@ -5,8 +5,9 @@
     python scripts/never_slower.py --quick --drafter prompt_lookup --drafter slow --output /tmp/try.json
 
 A round runs one job (a batch of prompts) plain, with "auto", plain again, then with each fixed number of draft tokens; the next round runs them
-in reverse. Plain over plain is each cell's noise. A cell (workload, drafter, temperature, batch size) takes rounds until its seconds are used up, and is
-appended to OUTPUT with the suffix .jsonl as soon as it is done; cells found there are skipped. OUTPUT is written from them at the end.
+in reverse. Plain over plain is each cell's noise. A cell (workload, drafter, temperature, batch size) takes rounds until its seconds are used up, those
+after the third without the sweep, and is appended to OUTPUT with the suffix .jsonl as soon as it is done; cells found there are skipped. OUTPUT is
+written from them at the end.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ TEMPERATURES = (0.0, 1.0, 1.5)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 FIXED = (1, 2, 4, 8)  # numbers of draft tokens of the sweep
 MIN_ROUNDS, MAX_ROUNDS = 3, 15
+LARGE_BATCH = 8  # from here on texts are half as long: a job is long enough
 QUICK = {"temperatures": (0.0, 1.0), "batch_sizes": (1, 8), "seconds": 5.0}
 MODEL = "draft_model"
 STORIES = (
@@ -97,10 +99,11 @@ class Bench:
 
     def run(self, setting: int | str, temperature: float, batch_size: int, index: int, max_tokens: int | None = None) -> tuple[float, list[RequestOutput], list[SamplingParams]]:
         """Seconds and outputs of job `index`: the next `batch_size` prompts in turn, with seeds of their own."""
+        usual = self.max_tokens // 2 if batch_size >= LARGE_BATCH else self.max_tokens
         numbers = range(index * batch_size, (index + 1) * batch_size)
         prompts = [self.workload.prompts[number % len(self.workload.prompts)] for number in numbers]
         params = [
-            SamplingParams(temperature=temperature, max_tokens=max_tokens or self.max_tokens, seed=number, ignore_eos=True, num_draft_tokens=setting)
+            SamplingParams(temperature=temperature, max_tokens=max_tokens or usual, seed=number, ignore_eos=True, num_draft_tokens=setting)
             for number in numbers
         ]
         began = time.perf_counter()
@@ -122,10 +125,11 @@ class Bench:
         self.run("auto", temperature, batch_size, 0, max(8, self.max_tokens // 4))  # a warm-up: nothing happens for the first time in a figure
         rounds: list[Round] = []
         stats, identical, tokens = SpeculationStats(), True, 0
-        order = ["plain", "auto", "plain_again", *map(str, fixed)]
         began = time.perf_counter()
         while len(rounds) < MIN_ROUNDS or (len(rounds) < MAX_ROUNDS and time.perf_counter() - began < seconds):
             index = len(rounds)
+            swept = [str(each) for each in fixed] if index < MIN_ROUNDS else []
+            order = ["plain", "auto", "plain_again", *swept]
             if self.hostile:
                 took, outputs, params = self.run(0, temperature, batch_size, index)
                 self.tell(outputs, params, took)
@@ -139,7 +143,7 @@ class Bench:
                     stats.add(total_stats(outputs))
                     tokens += sum(map(len, texts[-1]))
             identical &= all(text == texts[0] for text in texts)
-            rounds.append(Round(timed["plain"], timed["auto"], timed["plain_again"], {str(each): timed[str(each)] for each in fixed}))
+            rounds.append(Round(timed["plain"], timed["auto"], timed["plain_again"], {each: timed[each] for each in swept}))
         return described(rounds, stats, tokens, identical)
 
 
@@ -201,7 +205,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--stories-drafter", help="its drafter's folder")
     parser.add_argument("--widen", help="targets of that cost, such as 0.4B, with the same function")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--tokens", type=int, default=64, help="of one text")
+    parser.add_argument("--tokens", type=int, default=64, help=f"of one text; half as many from batch {LARGE_BATCH} on")
     parser.add_argument("--seconds", type=float, default=20.0, help="of a cell; three rounds at least, whatever they take")
     parser.add_argument("--workload", action="append", help="several times for several; left out: all")
     parser.add_argument("--drafter", action="append", help="the same")

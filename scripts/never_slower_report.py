@@ -39,7 +39,7 @@ class Round:
 
 
 def speeds_of(rounds: Sequence[Round]) -> dict[str, Any]:
-    """Ratios of one cell: medians over rounds, each round compared within itself."""
+    """Ratios of one cell: medians over rounds, each round compared within itself; later rounds may lack the sweep."""
     ratios = [each.ratio for each in rounds]
     found: dict[str, Any] = {
         "ratio": median(ratios),
@@ -47,10 +47,10 @@ def speeds_of(rounds: Sequence[Round]) -> dict[str, Any]:
         "noise": [each.noise for each in rounds],
         "noise_median": median(each.noise for each in rounds),
     }
-    settings = [PLAIN, *rounds[0].fixed]
-    if len(settings) == 1:
+    swept = [each for each in rounds if each.fixed]
+    if not swept:
         return found
-    over = {setting: median(each.over(setting) for each in rounds) for setting in settings}
+    over = {setting: median(each.over(setting) for each in swept) for setting in (PLAIN, *swept[0].fixed)}
     best = min(over, key=lambda setting: over[setting])
     return found | {"auto_over_fixed": over, "best_fixed": int(best), "auto_over_best_fixed": over[best]}
 
