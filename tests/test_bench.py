@@ -9,7 +9,8 @@ import pytest
 
 from forerun.bench import BenchConfig, run_benchmark
 from forerun.bench.methods import DEFAULT_METHODS, Run
-from forerun.bench.report import notes, summarise, table
+from forerun.bench.report import summarise
+from forerun.bench.tables import notes, table
 from forerun.prompts import Prompt, bundled_prompts, read_prompts, spread
 from forerun.types import InvalidInputError, SpeculationStats
 
@@ -79,7 +80,7 @@ def test_methods_that_cannot_run_are_named_with_the_reason(saved_pair):
     names = ("plain", "speculative", "transformers-assisted")
     config = BenchConfig(str(saved_pair[0]), "none", methods=names, max_tokens=2, temperatures=(0.0,), profile=False)
     found = run_benchmark(config, PROMPTS[:1])
-    assert found["skipped"] == {"speculative": "no drafter was given", "transformers-assisted": "the drafter is no model"}
+    assert found["skipped"] == {"speculative": "no drafter was given", "transformers-assisted": "no drafter is a model"}
     assert found["drafters"] == [] and found["profile"] is None
 
 
