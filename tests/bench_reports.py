@@ -17,16 +17,17 @@ ROWS = [1, 2, 4, 8, 16, 32, 64]
 def _run(rng: random.Random, gain: float, batch_size: int, own: bool, drafts: bool) -> Run:
     num_tokens = 64
     seconds = num_tokens * batch_size / (40.0 * gain * batch_size**0.7) * rng.uniform(0.85, 1.2)
-    accepted = [30, 18, 9, 4] if drafts else []
+    num_passes = round(num_tokens / gain) if drafts else num_tokens
+    accepted = [round(share * (num_tokens - num_passes)) for share in (0.6, 0.3, 0.1)] if drafts else []
     stats = SpeculationStats(
-        num_target_passes=num_tokens * batch_size - sum(accepted), num_draft_tokens=4 * sum(accepted), num_accepted_tokens=sum(accepted),
+        num_target_passes=num_passes * batch_size, num_draft_tokens=2 * sum(accepted) * batch_size, num_accepted_tokens=sum(accepted) * batch_size,
         num_output_tokens=num_tokens * batch_size, draft_seconds=0.2 * seconds, verify_seconds=0.7 * seconds, other_seconds=0.1 * seconds,
-        accepted_per_position=accepted,
+        accepted_per_position=[each * batch_size for each in accepted],
     )  # fmt: skip
     return Run(seconds, [[7] * num_tokens] * batch_size, stats.num_target_passes, stats if own else None)
 
 
-def made_up(categories: tuple[str, ...] = ("story", "code", "<b>dialogue</b>"), batch_sizes: tuple[int, ...] = (1, 4, 16)) -> dict[str, Any]:
+def made_up(categories: tuple[str, ...] = ("story", "code", "<b>dialogue</b>"), batch_sizes: tuple[int, ...] = (1, 4)) -> dict[str, Any]:
     """Methods of several kinds over these categories, at temperatures 0 and 1; the last category's name would break a careless page."""
     rng = random.Random(0)
     results = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,7 +80,7 @@ def acceptance_by_position(report: Report) -> Figure | None:
                 colour, marker = looks[name]
                 shares = [accepted / found["total_target_passes"] for accepted in found["accepted_per_position"]]
                 each.plot(range(1, len(shares) + 1), shares, color=colour, marker=marker, label=name)
-        each.yaxis.set_major_formatter(PercentFormatter(1.0))
+        each.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         each.set_ylim(bottom=0)
         each.set_ylabel("passes that kept it")
         each.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -102,7 +103,7 @@ def verify_cost(report: Report) -> Figure | None:
         axes.plot(rows, expected, color=SERIES[1], marker="s", markersize=3.5, linestyle=":", label="cost model")
     for number, value in zip(rows, milliseconds, strict=True):
         if number in (1, 4, 8, 16, 32, 64, 128):
-            axes.annotate(f"{value / milliseconds[0]:.2g}x", (number, value), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8, color=INK)
+            axes.annotate(f"{value / milliseconds[0]:.2g}x", (number, value), xytext=(-3, 6), textcoords="offset points", ha="center" if number == 1 else "right", fontsize=8, color=INK)
     _doubling(axes, rows)
     axes.set_ylim(0, 1.15 * max(milliseconds))
     axes.set_xlabel("rows in the pass: the last known token and the draft")
@@ -157,7 +158,7 @@ def predicted_against_measured(report: Report) -> Figure | None:
 
 
 def tokens_by_batch(report: Report) -> Figure | None:
-    """All prompts of a batch together, medians of batches; None for one batch size alone."""
+    """All prompts of a batch together, medians of batches, both axes by doublings; None for one batch size alone."""
     sizes = sorted({result["batch_size"] for result in report["results"]})
     if len(sizes) < 2:
         return None
@@ -168,11 +169,10 @@ def tokens_by_batch(report: Report) -> Figure | None:
         for name, (colour, marker) in _methods(report).items():
             known = [(result["batch_size"], result["methods"][name]["tokens_per_second"]) for result in results if name in result["methods"]]
             if known:
-                axes_x = [size for size, _ in known]
-                each.fill_between(axes_x, [speed["min"] for _, speed in known], [speed["max"] for _, speed in known], color=colour, alpha=0.12, linewidth=0)
-                each.plot(axes_x, [speed["median"] for _, speed in known], color=colour, marker=marker, label=name)
+                each.plot([size for size, _ in known], [speed["median"] for _, speed in known], color=colour, marker=marker, label=name)
         _doubling(each, sizes)
-        each.set_ylim(bottom=0)
+        each.set_yscale("log", base=2)  # equal ratios are equal steps, at every batch size
+        each.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         each.set_ylabel("tokens/s")
     axes[-1].set_xlabel("batch size, prompts at a time")
     legend(figure, axes)
@@ -181,29 +181,38 @@ def tokens_by_batch(report: Report) -> Figure | None:
 
 def decisions(report: Report) -> Figure | None:
     """Why steps had the drafts they had: the share of steps by reason."""
-    rows = [
-        (f"{name}\n{setting_of(result)}", found["decisions"])
+    settings = {
+        setting_of(result): {name: found["decisions"] for name, found in result["methods"].items() if found.get("decisions") and name != PLAIN}
         for result in report["results"]
-        for name, found in result["methods"].items()
-        if found.get("decisions") and name != PLAIN
-    ]
-    if not rows:
+    }
+    settings = {setting: by_method for setting, by_method in settings.items() if by_method}
+    if not settings:
         return None
-    reasons = sorted({reason for _, counts in rows for reason in counts}, key=lambda reason: -sum(counts.get(reason, 0) for _, counts in rows))
-    figure, [axes] = panels([""], [0.42 * len(rows) + 0.4])
-    left = [0.0] * len(rows)
-    for index, reason in enumerate(reasons):
-        shares = [counts.get(reason, 0) / sum(counts.values()) for _, counts in rows]
-        axes.barh(range(len(rows)), shares, left=left, height=0.62, color=SERIES[index % len(SERIES)], label=reason)
-        for row, share in enumerate(shares):
-            if share >= 0.08:
-                axes.text(left[row] + share / 2, row, f"{share:.0%}", ha="center", va="center", fontsize=7.5, color="white")
-        left = [before + share for before, share in zip(left, shares, strict=True)]
-    axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=8)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xlabel("share of steps")
-    axes.grid(axis="y", visible=False)
-    legend(figure, [axes])
+    total: Counter[str] = Counter()
+    for counts in (counts for by_method in settings.values() for counts in by_method.values()):
+        total.update(counts)
+    looks = {reason: SERIES[index % len(SERIES)] for index, (reason, _) in enumerate(total.most_common())}
+    figure, axes = panels(list(settings), [0.24 * len(by_method) + 0.3 for by_method in settings.values()])
+    for each, by_method in zip(axes, settings.values(), strict=True):
+        _shares(each, by_method, looks)
+    axes[-1].set_xlim(0, 1)
+    axes[-1].xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes[-1].set_xlabel("share of steps")
+    legend(figure, axes, columns=4)
     return figure
+
+
+def _shares(axes: Axes, by_method: Mapping[str, Mapping[str, int]], looks: Mapping[str, str]) -> None:
+    """A bar of shares for each method."""
+    for row, counts in enumerate(by_method.values()):
+        left = 0.0
+        for reason, colour in looks.items():
+            share = counts.get(reason, 0) / sum(counts.values())
+            axes.barh(row, share, left=left, height=0.7, color=colour, label=reason)
+            if share >= 0.08:
+                axes.text(left + share / 2, row, f"{share:.0%}", ha="center", va="center", fontsize=7.5, color="white")
+            left += share
+    axes.set_yticks(range(len(by_method)), list(by_method), fontsize=8)
+    axes.set_ylim(len(by_method) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)

@@ -6,10 +6,12 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 
 from forerun.bench.methods import PLAIN
 
@@ -23,7 +25,7 @@ DARK = {
     **dict(zip(SERIES, ("#4aa3df", "#ff8a3d", "#2fc79a", "#e39cc4", "#f2b632", "#8fd0f5", "#b39ddb", "#c49a6c"), strict=True)),
 }  # fmt: skip
 MARKERS = "osD^vPX*"
-RC = {
+RC: dict[Any, Any] = {
     "font.size": 9, "axes.titlesize": 9, "axes.titlelocation": "left", "axes.titlecolor": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT,
     "text.color": INK, "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.grid": True,
     "grid.color": GRID, "grid.linewidth": 0.8, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
@@ -67,7 +69,7 @@ def png(figure: Figure, title: str, footer: str) -> bytes:
     """A picture that stands alone: with its title, and with what it was measured on."""
     figure.set_size_inches(WIDTH, figure.get_figheight() + 0.5)
     for names in figure.legends:  # the layout keeps no room for both a title and a legend above the axes
-        names.set_title(title, prop={"size": 11, "weight": "bold"})
+        names.set_title(title, prop=FontProperties(size=11, weight="bold"))
         names.set_alignment("left")
     figure.supxlabel(footer, x=0.01, ha="left", fontsize=6.5, color=FAINT)
     written = io.BytesIO()
@@ -84,7 +86,7 @@ def svg(figure: Figure, name: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)  # a page knows them
-    text = re.sub(r' id="\w+?_\d+"', "", text)  # groups, which nothing refers to
+    text = re.sub(r' id="[\w.]+?_\d+"', "", text)  # groups, which nothing refers to
     text = re.sub(r'<svg width="[^"]*" height="[^"]*"', '<svg width="100%" role="img"', text.replace("pt\"", "\""), count=1)
     for index, colour in enumerate((INK, FAINT, GRID, *SERIES)):
         text = text.replace(colour, f"var(--ink-{index})")

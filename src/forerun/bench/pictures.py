@@ -60,8 +60,8 @@ PICTURES = (
     Picture(
         "tokens_by_batch",
         "Tokens per second over batch size",
-        "All prompts of a batch together; the band reaches from the slowest batch to the fastest. Where a line meets that of plain decoding, "
-        "drafts no longer pay.",
+        "All prompts of a batch together, medians; each step of the axes is a doubling, so equal distances are equal ratios. Where a line meets that "
+        "of plain decoding, drafts no longer pay.",
         "Needs two batch sizes or more.",
         charts.tokens_by_batch,
     ),
