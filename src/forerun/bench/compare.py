@@ -159,4 +159,4 @@ def teacher_forced(model: PreTrainedModel, target: PreTrainedModel, prompts: Seq
 def _rows(model: PreTrainedModel, prompt: list[int], text: list[int]) -> torch.Tensor:
     """`[len(text), vocab_size]` float64 on the CPU: what stands before each token of the text."""
     ids = torch.tensor([prompt + text[:-1]], device=model.device)
-    return cast(torch.Tensor, model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :].double().cpu())
+    return cast(torch.Tensor, model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, len(prompt) - 1 :].double().cpu())

@@ -15,6 +15,7 @@ from forerun.types import InvalidInputError
 INT8 = "int8"
 INT4 = "int4"
 QUANTISED = (INT8, INT4)
+MAX_KERNEL_ROWS = 8  # of torch's int8 kernel, whose time grows with every row
 GROUP_SIZES = (128, 64, 32)  # of int4, the largest that divides every layer's columns
 
 
@@ -58,7 +59,7 @@ def _has_int8_kernel(model: PreTrainedModel) -> bool:
 
 
 class Int8Linear(torch.nn.Module):
-    """A layer quantised by torchao, through torch's own kernel: torchao multiplies by weights that it widens at each call."""
+    """A layer quantised by torchao, through torch's own kernel: torchao multiplies by weights that it widens at each call, which pays for many rows only."""
 
     def __init__(self, layer: torch.nn.Linear) -> None:
         super().__init__()
@@ -68,9 +69,12 @@ class Int8Linear(torch.nn.Module):
         self.bias = layer.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), self.weight, self.scale)
-        out = rows if self.bias is None else rows + self.bias
-        return out.reshape(*x.shape[:-1], -1)
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) > MAX_KERNEL_ROWS:
+            out = torch.nn.functional.linear(rows, self.weight.to(x.dtype)) * self.scale
+        else:
+            out = torch._weight_int8pack_mm(rows, self.weight, self.scale)
+        return (out if self.bias is None else out + self.bias).reshape(*x.shape[:-1], -1)
 
 
 def _use_int8_kernel(model: torch.nn.Module) -> None:

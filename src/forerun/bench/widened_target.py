@@ -64,8 +64,9 @@ def widened_target(model: PreTrainedModel, num_parameters: int, token_ids: Seque
 @torch.inference_mode()
 def check_widened(wide: PreTrainedModel, model: PreTrainedModel, token_ids: Sequence[Sequence[int]]) -> WideningCheck:
     """Compares logits over the first `MAX_TOKENS` of these texts. Raises ModelLoadError where the widened model is too far off."""
+    context = cast(Any, model.config).max_position_embeddings
     exact = cast(Any, copy.deepcopy(model)).to(torch.float64)  # transformers wraps `to`, which hides its signature
-    rows = [torch.cat(parts) for parts in zip(*(_rows(each, (wide, model, exact)) for each in _cut(token_ids)), strict=True)]
+    rows = [torch.cat(parts) for parts in zip(*(_rows(each, (wide, model, exact)) for each in _cut(token_ids, context)), strict=True)]
     widened, own, reference = rows
     check = WideningCheck(
         num_tokens=len(own),
@@ -83,13 +84,13 @@ def check_widened(wide: PreTrainedModel, model: PreTrainedModel, token_ids: Sequ
     return check
 
 
-def _cut(token_ids: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Text by text, up to `MAX_TOKENS` in all."""
+def _cut(token_ids: Sequence[Sequence[int]], context: int) -> list[list[int]]:
+    """Text by text, up to `MAX_TOKENS` in all and `context` each."""
     cut: list[list[int]] = []
     left = MAX_TOKENS
     for each in token_ids:
         if left and each:
-            cut.append(list(each[:left]))
+            cut.append(list(each[: min(left, context)]))
             left -= len(cut[-1])
     return cut
 
