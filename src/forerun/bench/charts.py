@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 
 from forerun.bench.ink import FAINT, GRID, INK, SERIES, colours, legend, panels
 from forerun.bench.methods import PLAIN
@@ -16,6 +16,7 @@ from forerun.bench.tables import setting_of
 
 ALL = "all prompts"
 ROW_HEIGHT = 0.155  # inches of one method in one category
+MAX_HEIGHT = 6.5  # of a panel: many rows then stand closer
 
 Report = Mapping[str, Any]
 
@@ -36,9 +37,9 @@ def speedup_by_category(report: Report) -> Figure | None:
     results = [result for result in _first_batch(report) if len(result["methods"]) > 1 and PLAIN in result["methods"]]
     if not results:
         return None
-    cells = [{**result.get("by_category", {}), ALL: result} for result in results]
+    cells = [{ALL: result, **result.get("by_category", {})} for result in results]
     shown = [[name for name in result["methods"] if name != PLAIN] for result in results]
-    heights = [len(each) * (len(names) + 0.8) * ROW_HEIGHT + 0.3 for each, names in zip(cells, shown, strict=True)]
+    heights = [min(len(each) * (len(names) + 0.8) * ROW_HEIGHT, MAX_HEIGHT) + 0.3 for each, names in zip(cells, shown, strict=True)]
     figure, axes = panels([setting_of(result) for result in results], heights)
     looks = _methods(report)
     for each, by_category, names in zip(axes, cells, shown, strict=True):
@@ -158,7 +159,7 @@ def predicted_against_measured(report: Report) -> Figure | None:
 
 
 def tokens_by_batch(report: Report) -> Figure | None:
-    """All prompts of a batch together, medians of batches, both axes by doublings; None for one batch size alone."""
+    """All prompts of a batch together, medians of batches, on logarithmic axes; None for one batch size alone."""
     sizes = sorted({result["batch_size"] for result in report["results"]})
     if len(sizes) < 2:
         return None
@@ -171,8 +172,10 @@ def tokens_by_batch(report: Report) -> Figure | None:
             if known:
                 each.plot([size for size, _ in known], [speed["median"] for _, speed in known], color=colour, marker=marker, label=name)
         _doubling(each, sizes)
-        each.set_yscale("log", base=2)  # equal ratios are equal steps, at every batch size
+        each.set_yscale("log")  # equal ratios are equal steps, at every batch size
+        each.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
         each.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        each.minorticks_off()
         each.set_ylabel("tokens/s")
     axes[-1].set_xlabel("batch size, prompts at a time")
     legend(figure, axes)
@@ -198,7 +201,7 @@ def decisions(report: Report) -> Figure | None:
     axes[-1].set_xlim(0, 1)
     axes[-1].xaxis.set_major_formatter(PercentFormatter(1.0))
     axes[-1].set_xlabel("share of steps")
-    legend(figure, axes, columns=4)
+    legend(figure, axes)
     return figure
 
 

@@ -15,7 +15,7 @@ from matplotlib.font_manager import FontProperties
 
 from forerun.bench.methods import PLAIN
 
-WIDTH = 5.4  # inches: text stays readable where a phone shows the whole width
+WIDTH = 4.8  # inches: text stays readable where a phone shows the whole width
 DPI = 200
 INK, FAINT, GRID = "#1d2430", "#5d6675", "#dde2eb"
 # Okabe and Ito's, without black and yellow, in an order that keeps neighbours apart; then the name of each on a page, and in its dark dress
@@ -25,6 +25,7 @@ DARK = {
     **dict(zip(SERIES, ("#4aa3df", "#ff8a3d", "#2fc79a", "#e39cc4", "#f2b632", "#8fd0f5", "#b39ddb", "#c49a6c"), strict=True)),
 }  # fmt: skip
 MARKERS = "osD^vPX*"
+LETTER = 0.062  # inches of a letter in a legend, about
 RC: dict[Any, Any] = {
     "font.size": 9, "axes.titlesize": 9, "axes.titlelocation": "left", "axes.titlecolor": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT,
     "text.color": INK, "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.grid": True,
@@ -58,10 +59,11 @@ def panels(titles: list[str], heights: list[float], sharex: bool = True) -> tupl
     return figure, axes
 
 
-def legend(figure: Figure, axes: Iterable[Axes], columns: int = 3) -> None:
+def legend(figure: Figure, axes: Iterable[Axes]) -> None:
     """One for all panels, above them; names that stand in several panels appear once. A picture's title stands on it."""
     found = {label: handle for each in axes for handle, label in zip(*each.get_legend_handles_labels(), strict=True)}
     if found:
+        columns = max(1, int(WIDTH / (0.45 + LETTER * max(map(len, found)))))
         figure.legend(list(found.values()), list(found), loc="outside upper left", ncols=columns, handletextpad=0.4, columnspacing=1.2)
 
 

@@ -60,7 +60,7 @@ PICTURES = (
     Picture(
         "tokens_by_batch",
         "Tokens per second over batch size",
-        "All prompts of a batch together, medians; each step of the axes is a doubling, so equal distances are equal ratios. Where a line meets that "
+        "All prompts of a batch together, medians; the axes are logarithmic, so equal distances are equal ratios. Where a line meets that "
         "of plain decoding, drafts no longer pay.",
         "Needs two batch sizes or more.",
         charts.tokens_by_batch,

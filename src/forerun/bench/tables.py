@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from forerun.bench.methods import PLAIN
+from forerun.bench.methods import PLAIN, TRANSFORMERS
 
 
 def setting_of(result: Mapping[str, Any]) -> str:
@@ -34,17 +34,17 @@ def table(result: Mapping[str, Any]) -> Table:
 
 
 def category_table(result: Mapping[str, Any]) -> Table | None:
-    """Speed over plain decoding by category; None where there is only one, or nothing to compare with."""
+    """Our own methods' speed over plain decoding by category (the page shows all); None for one category, or without plain decoding."""
     by_category: Mapping[str, Any] = result.get("by_category", {})
     if not by_category or PLAIN not in result["methods"]:
         return None
+    methods = [method for method in result["methods"] if method != PLAIN and not method.startswith(TRANSFORMERS)]
     shown = _empty(f"{setting_of(result)}, speed over plain decoding by category")
-    shown.add_column("method", no_wrap=True)
-    for name in by_category:
-        shown.add_column(name, justify="right")
-    for method in result["methods"]:
-        if method != PLAIN:
-            shown.add_row(method, *(f"{cell['methods'][method]['speedup_vs_plain']['median']:.2f}x" for cell in by_category.values()))
+    shown.add_column("category", no_wrap=True)
+    for method in methods:
+        shown.add_column(method, justify="right", overflow="fold")
+    for name, cell in by_category.items():
+        shown.add_row(name, *(f"{cell['methods'][method]['speedup_vs_plain']['median']:.2f}x" for method in methods))
     return shown
 
 
