@@ -15,7 +15,7 @@ Place = TypeVar("Place")
 Coupling = Callable[[int, list[int]], list[float]]
 
 MAX_CHILDREN = 8  # weighed at one node
-MIN_SURVIVAL = 0.02  # of a path, under which nothing is worth a row
+MIN_SURVIVAL = 0.01  # of a path, under which no tree goes on: scores are calibrated later, so well under what pays
 RARE = 0.02  # of the likeliest sibling, under which no noise is read: it seldom lifts so far
 
 
@@ -107,12 +107,16 @@ def _ranked(probabilities: dict[int, float], depth: int, coupling: Coupling | No
     while best[-1][1] < best[0][1] * RARE:
         best.pop()
     noise = coupling(depth, [token_id for token_id, _ in best])
-    weights = [probability * exp(gumbel) for (_, probability), gumbel in zip(best, noise, strict=True)]
+    weighed = [(token_id, probability * exp(gumbel)) for (token_id, probability), gumbel in zip(best, noise, strict=True)]
+    if len(weighed) > 1:
+        weighed.sort(key=_by_probability)
     # what is not weighed here wins by the largest Gumbel of its whole mass: log(other) + G, under the best with this probability
-    other = max(0.0, 1.0 - sum(probability for _, probability in best))
-    total = sum(weights)
-    stays = exp(-other / max(weights)) / total if total > 0.0 else 0.0
-    return sorted([(token_id, weight * stays) for (token_id, _), weight in zip(best, weights, strict=True)], key=_by_probability)
+    other = max(0.0, 1.0 - sum([probability for _, probability in best]))
+    total = sum([weight for _, weight in weighed])
+    if total <= 0.0:
+        return best
+    stays = exp(-other / weighed[0][1]) / total
+    return [(token_id, weight * stays) for token_id, weight in weighed]
 
 
 def _by_probability(pair: tuple[int, float]) -> float:
