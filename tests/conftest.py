@@ -11,10 +11,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from hypothesis import settings
-from tiny_models import make_drafter, make_model, make_tokenizer
+from tiny_models import in_other_ids, make_drafter, make_model, make_tokenizer, shuffled_ids
+from transformers import PreTrainedModel
 
 from forerun import LLM, Drafter, DrafterContext
 from forerun.drafters import Suffix, SuffixStore
+from forerun.drafters.cross_vocabulary import CrossVocabulary
+from forerun.drafters.draft_model import DraftModel
 from forerun.drafters.prompt_lookup import PromptLookup
 from forerun.drafters.recycling import Recycling
 from forerun.models.loading import BUNDLED_TARGETS, RECOMMENDED_DRAFTERS
@@ -54,6 +57,12 @@ def wide(factory: Callable[[DrafterContext], Drafter]) -> Callable[[DrafterConte
     return make
 
 
+def across(model: PreTrainedModel, method: str = "auto") -> Callable[[DrafterContext], CrossVocabulary]:
+    """A drafter that says what `model` says, in other token ids."""
+    order = shuffled_ids()
+    return lambda context: CrossVocabulary(in_other_ids(model, order), make_tokenizer(order=order), context, method=method)
+
+
 @pytest.fixture(scope="session")
 def llm_of(tokenizer) -> Callable[..., LLM]:
     """An engine over the tiny Llama, one for each dtype and set of drafters; tests set its drafters and lengths per request."""
@@ -68,7 +77,12 @@ def llm_of(tokenizer) -> Callable[..., LLM]:
         "recycling": lambda dtype: "recycling",
         "recycling_tree": lambda dtype: wide(Recycling),
         "draft_model": make_drafter,
+        "draft_model_tree": lambda dtype: wide(partial(DraftModel, make_drafter(dtype))),
+        "merged": lambda dtype: ["suffix", "recycling", make_drafter(dtype)],
         "chain": lambda dtype: ["prompt_lookup", make_drafter(dtype)],
+        "self": lambda dtype: "self:0",
+        "cross_vocabulary": lambda dtype: across(make_drafter(dtype), "vocabulary"),
+        "cross_text": lambda dtype: across(make_drafter(dtype), "text"),
     }
 
     def get(dtype: str = "fp32", drafter: str = "plain") -> LLM:

@@ -15,6 +15,7 @@ from tiny_models import CONTEXT, EOS, VOCAB_SIZE, make_drafter, make_model, make
 
 from forerun import LLM, DrafterContext, InvalidInputError, ModelLoadError, SamplingParams
 from forerun.drafters import DraftBudget, available, create
+from forerun.drafters.cross_vocabulary import CrossVocabulary
 from forerun.drafters.draft_model import DraftModel
 from forerun.drafters.prompt_lookup import MAX_NGRAM, MIN_NGRAM, PromptLookup
 from forerun.kv_cache.contiguous import ContiguousSequence
@@ -119,12 +120,17 @@ def test_a_greedy_draft_is_the_models_own_text(draft_model):
     assert list(tree.token_ids) == own[0, len(prompt) :].tolist()
 
 
+def tokens_of(trees):
+    """Without the scores, whose last bits know how many rows there were: a drafter's need not."""
+    return [(tree.token_ids, tree.parents) for tree in trees]
+
+
 def test_drafting_for_many_is_drafting_for_each(draft_model):
     requests = [FakeRequest(list(range(10 + 7 * i, 20 + 9 * i)), request_id=i) for i in range(4)]
     budget = [3, 0, 5, 1]
     together = draft_model.propose(requests, [DraftBudget(most) for most in budget])
     alone = [DraftModel(make_drafter("fp32"), context()).propose([r], [DraftBudget(most)])[0] for r, most in zip(requests, budget, strict=True)]
-    assert together == alone
+    assert tokens_of(together) == tokens_of(alone)
     assert [len(tree) for tree in together] == budget
 
 
@@ -142,7 +148,7 @@ def test_after_rejections_the_cache_is_that_of_a_fresh_start(draft_model):
         request.output_token_ids += [*kept, (tree.token_ids[len(kept)] + 1) % VOCAB_SIZE if len(kept) < 5 else 9]
     after = draft_model.propose([request], [DraftBudget(5)])
     fresh = DraftModel(make_drafter("fp32"), context())
-    assert fresh.propose([request], [DraftBudget(5)]) == after
+    assert tokens_of(fresh.propose([request], [DraftBudget(5)])) == tokens_of(after)
     known = len(request.token_ids)
     for ours, theirs in zip(cached(draft_model, request), cached(fresh, request), strict=True):
         torch.testing.assert_close(ours[:, :known], theirs[:, :known], rtol=1e-4, atol=1e-4)
@@ -153,7 +159,8 @@ def test_steps_without_a_draft_are_caught_up(draft_model):
     draft_model.propose([request], [DraftBudget(3)])
     request.output_token_ids += [(7 * i) % VOCAB_SIZE for i in range(50)]
     assert draft_model.propose([request], [DraftBudget(0)])[0].token_ids == ()
-    assert draft_model.propose([request], [DraftBudget(4)]) == DraftModel(make_drafter("fp32"), context()).propose([request], [DraftBudget(4)])
+    fresh = DraftModel(make_drafter("fp32"), context())
+    assert tokens_of(draft_model.propose([request], [DraftBudget(4)])) == tokens_of(fresh.propose([request], [DraftBudget(4)]))
 
 
 def test_a_sampled_draft_uses_the_noise_of_its_position(draft_model):
@@ -174,6 +181,55 @@ def test_a_drafter_with_a_shorter_context_falls_silent_past_it(tokenizer):
     assert LLM(make_model("llama", "fp32"), short).generate(prompt, params)[0].token_ids == plain.token_ids
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_each_node_of_a_tree_is_what_the_model_says_behind_its_path(draft_model, temperature):
+    """The rows of siblings share a cache, and none may see another: each node's score is that of a fresh run over its own path."""
+    request = FakeRequest(list(range(40)), params=SamplingParams(temperature=temperature, max_tokens=40))
+    (tree,) = draft_model.propose([request], [DraftBudget(4, 3)])
+    assert len(tree) == 12 and not tree.is_chain
+    noise = GumbelNoise(VOCAB_SIZE)
+    for node, (token_id, score) in enumerate(zip(tree.token_ids, tree.scores, strict=True)):
+        path = tree.path_to(node)[:-1]
+        row = draft_model.model.forward([Segment(ContiguousSequence(64), [*request.token_ids, *path], 0)])[-1].float()
+        values = row if temperature == 0 else row / temperature + noise.row(5, 40 + len(path))
+        assert score == pytest.approx(float(values.softmax(-1)[token_id]), rel=1e-3, abs=1e-6)
+        assert token_id in values.topk(3).indices
+
+
+def test_a_tree_of_width_one_is_the_chain(draft_model):
+    request = FakeRequest(list(range(40)))
+    chain = tokens_of(draft_model.propose([request], [DraftBudget(5)]))
+    (tree,) = DraftModel(make_drafter("fp32"), context()).propose([request], [DraftBudget(5, 3)])
+    assert chain[0][0][0] in tree.token_ids and max(tree.depths) == 4
+    assert tokens_of(draft_model.propose([request], [DraftBudget(5)])) == chain, "a draft that was not kept leaves nothing behind"
+
+
+def test_after_a_tree_the_cache_is_that_of_a_fresh_start(draft_model):
+    request = FakeRequest(list(range(40)))
+    for step in range(6):
+        (tree,) = draft_model.propose([request], [DraftBudget(4, 1 + step % 3)])
+        request.output_token_ids += [*tree.path_to(len(tree) - 1)[: step % 4], (7 * step) % VOCAB_SIZE]
+    fresh = DraftModel(make_drafter("fp32"), context())
+    assert tokens_of(draft_model.propose([request], [DraftBudget(4, 3)])) == tokens_of(fresh.propose([request], [DraftBudget(4, 3)]))
+
+
+def test_a_branch_that_is_unlikely_is_not_followed(draft_model):
+    (tree,) = draft_model.propose([FakeRequest(list(range(40)))], [DraftBudget(6, 3, least=0.999)])
+    assert set(tree.depths) == {0} and len(tree) == 3
+
+
+@torch.inference_mode()
+def test_a_sliding_window_hides_the_same_from_a_tree_as_from_a_chain():
+    window = make_model("mistral", "fp32")
+    request = FakeRequest(list(range(40)))
+    drafter = DraftModel(window, context())
+    (tree,) = drafter.propose([request], [DraftBudget(4, 3)])
+    for node, (token_id, score) in enumerate(zip(tree.token_ids, tree.scores, strict=True)):
+        row = drafter.model.forward([Segment(ContiguousSequence(64), [*request.token_ids, *tree.path_to(node)[:-1]], 0)])[-1].float()
+        assert score == pytest.approx(float(row.softmax(-1)[token_id]), rel=1e-3, abs=1e-6)
+
+
 def test_freeing_forgets_cache_and_tokens(draft_model):
     draft_model.propose([FakeRequest(list(range(20)))], [DraftBudget(2)])
     draft_model.free([0, 99])
@@ -188,7 +244,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         create("prompt_lokup", context())
 
 
-def test_another_tokenizer_is_refused_by_content(tmp_path, tokenizer):
+def test_another_tokenizer_makes_a_drafter_across_vocabularies(tmp_path, tokenizer):
     """Same size, two tokens swapped."""
     make_drafter("fp32").save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
@@ -196,8 +252,10 @@ def test_another_tokenizer_is_refused_by_content(tmp_path, tokenizer):
     vocab = content["model"]["vocab"]
     vocab["ee"], vocab["et"] = vocab["et"], vocab["ee"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    drafter = create(str(tmp_path), context(tokenizer))
+    assert isinstance(drafter, CrossVocabulary) and drafter.name == str(tmp_path)
     with pytest.raises(ModelLoadError, match=f"another tokenizer than the target .token {vocab['et']} is 'ee' in one and 'et'"):
-        create(str(tmp_path), context(tokenizer))
+        DraftModel.load(str(tmp_path), context(tokenizer))
 
 
 def test_the_same_tokenizer_in_another_folder_is_let_in(tmp_path, tokenizer):

@@ -111,19 +111,37 @@ def make_drafter(dtype: str = "bf16", noise: float = 0.1) -> PreTrainedModel:
     return model.to(DTYPES[dtype])
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes 0 to 255 as tokens of the same id, then <bos>, <eos> and merges of two letters up to the vocabulary's end."""
+def make_tokenizer(num_pairs: int = VOCAB_SIZE - 258, order: list[int] | None = None) -> PreTrainedTokenizerFast:
+    """Bytes 0 to 255 as tokens of the same id, then <bos>, <eos> and merges of two letters; `order[i]` is another id for token `i`."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet(), key=lambda character: ByteOrder[character])
     vocab = {letter: i for i, letter in enumerate(letters)}
     vocab |= {"<bos>": 256, "<eos>": EOS}
-    pairs = [(a, b) for a in "etaoinsr" for b in "etaoinsr"][: VOCAB_SIZE - len(vocab)]
+    pairs = [(a, b) for a in "etaoinsr" for b in "etaoinsr"][:num_pairs]
     for a, b in pairs:
         vocab[a + b] = len(vocab)
+    if order is not None:
+        vocab = {token: order[i] for token, i in vocab.items()}
     tokenizer = Tokenizer(BPE(vocab, pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<bos>", "<eos>"])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>")
+
+
+def shuffled_ids(seed: int = 3) -> list[int]:
+    """Another id for each token."""
+    return torch.randperm(VOCAB_SIZE, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def in_other_ids(model: PreTrainedModel, order: list[int]) -> PreTrainedModel:
+    """The same function of the text for `make_tokenizer(order=order)`: token `i` is token `order[i]` now."""
+    old = torch.tensor(order).argsort()
+    with torch.no_grad():
+        for layer in {id(layer): layer for layer in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+            layer.weight = torch.nn.Parameter(layer.weight[old].clone())
+    for config in (model.config, model.generation_config):
+        config.bos_token_id, config.eos_token_id = order[256], order[EOS]
+    return model
 
 
 def _byte_order() -> dict[str, int]:

@@ -28,8 +28,10 @@ PROMPT = "once there was a tale"
 dtypes = pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 temperatures = pytest.mark.parametrize("temperature", TEMPERATURES)
 MODEL_FREE = ["prompt_lookup_tree", "suffix", "suffix_tree", "suffix_store", "recycling", "recycling_tree"]
+TREES = ["draft_model_tree", "merged"]
 SWEPT = ["prompt_lookup", "draft_model", "chain"]
-drafters = pytest.mark.parametrize("drafter", [*SWEPT, *MODEL_FREE])
+drafters = pytest.mark.parametrize("drafter", [*SWEPT, *MODEL_FREE, *TREES])
+any_model = pytest.mark.parametrize("drafter", ["self", "cross_vocabulary", "cross_text"])
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +63,7 @@ def test_plain_is_the_definition(llm_of, plain, tokenizer, temperature, extra):
 
 @dtypes
 @temperatures
-@pytest.mark.parametrize(("drafter", "length"), [*product(SWEPT, LENGTHS), *product(MODEL_FREE, [5, "auto"])])
+@pytest.mark.parametrize(("drafter", "length"), [*product(SWEPT, LENGTHS), *product([*MODEL_FREE, *TREES], [5, "auto"])])
 def test_alone(llm_of, plain, dtype, temperature, drafter, length):
     for params in (TEMPERATURES[temperature], replace(TEMPERATURES[temperature], **FEW_WORDS)):
         result = llm_of(dtype, drafter).generate(PROMPT, replace(params, num_draft_tokens=length))[0]
@@ -69,12 +71,32 @@ def test_alone(llm_of, plain, dtype, temperature, drafter, length):
 
 
 @dtypes
+@any_model
+@pytest.mark.parametrize("length", [5, "auto"])
+def test_drafts_from_any_model(llm_of, plain, dtype, drafter, length):
+    for params in TEMPERATURES.values():
+        for own in (params, replace(params, **FEW_WORDS)):
+            result = llm_of(dtype, drafter).generate(PROMPT, replace(own, num_draft_tokens=length))[0]
+            assert result.token_ids == plain(dtype, own)
+
+
+def is_partly_accepted(llm, temperature):
+    params = replace(TEMPERATURES[temperature], **FEW_WORDS, num_draft_tokens=4, max_tokens=60)
+    stats = llm.generate(PROMPT, params)[0].stats
+    return 0 < stats.num_accepted_tokens < stats.num_draft_tokens
+
+
+@dtypes
 @temperatures
 @drafters
 def test_the_drafts_above_are_partly_accepted(llm_of, dtype, temperature, drafter):
-    params = replace(TEMPERATURES[temperature], **FEW_WORDS, num_draft_tokens=4, max_tokens=60)
-    stats = llm_of(dtype, drafter).generate(PROMPT, params)[0].stats
-    assert 0 < stats.num_accepted_tokens < stats.num_draft_tokens
+    assert is_partly_accepted(llm_of(dtype, drafter), temperature)
+
+
+@temperatures
+@any_model
+def test_drafts_from_any_model_are_partly_accepted(llm_of, temperature, drafter):
+    assert is_partly_accepted(llm_of("fp32", drafter), temperature)
 
 
 @dtypes
@@ -116,8 +138,18 @@ def test_plain_ragged_batch(llm_of, plain_one_by_one, dtype):
 
 
 @dtypes
-@pytest.mark.parametrize(("drafter", "shift"), [*product(SWEPT, range(3)), *product(MODEL_FREE, [0])])
+@pytest.mark.parametrize(("drafter", "shift"), [*product(SWEPT, range(3)), *product([*MODEL_FREE, *TREES], [0])])
 def test_ragged_batch(llm_of, plain_one_by_one, dtype, drafter, shift):
+    is_ragged_batch_exact(llm_of, plain_one_by_one, dtype, drafter, shift)
+
+
+@dtypes
+@any_model
+def test_ragged_batch_drafted_by_any_model(llm_of, plain_one_by_one, dtype, drafter):
+    is_ragged_batch_exact(llm_of, plain_one_by_one, dtype, drafter, shift=1)
+
+
+def is_ragged_batch_exact(llm_of, plain_one_by_one, dtype, drafter, shift):
     prompts, params = ragged()
     lengths = [*LENGTHS, 0]
     mixed = [replace(own, num_draft_tokens=lengths[(index + 3 * shift) % len(lengths)]) for index, own in enumerate(params)]

@@ -136,6 +136,14 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
     return tokenizer
 
 
+def own_tokenizer(source: str | Path | PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside a model, loaded or not; None where a loaded model comes from no folder, or the folder has none."""
+    if not isinstance(source, PreTrainedModel):
+        return load_tokenizer(source)
+    folder = Path(source.name_or_path or "")
+    return load_tokenizer(folder) if source.name_or_path and folder.is_dir() else None
+
+
 def tokenizer_difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:
     """None where both give every token id the same text; else the first difference, in words."""
     left, right = ({i: t for t, i in tokenizer.get_vocab().items()} for tokenizer in (one, other))

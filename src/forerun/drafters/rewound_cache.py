@@ -1,0 +1,70 @@
+"""The keys and values of texts that a drafter's model reads: rewound where a text turned out otherwise, grown where it became longer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from forerun.kv_cache.contiguous import ContiguousSequence
+from forerun.models.attention import Segment
+from forerun.models.causal_model import CausalModel
+
+SPARE_ROWS = 128  # room behind a text before its memory has to grow
+
+
+@dataclass(slots=True)
+class _Text:
+    """`cached` are the tokens whose keys and values are held, or will be when the pass that they are in is through."""
+
+    kv: ContiguousSequence
+    cached: list[int] = field(default_factory=list)
+
+
+class RewoundCache:
+    """Texts by request id, for a model that drafts them on."""
+
+    def __init__(self, model: CausalModel) -> None:
+        self._model = model
+        self._texts: dict[int, _Text] = {}
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def catch_up(self, request_id: int, token_ids: Sequence[int], num_same: int) -> Segment:
+        """The rows of `token_ids` that the cache lacks, at least the last one; a long run of them is prefilled here.
+
+        The first `num_same` tokens are those of the last call; what was drafted behind them is kept as far as it is right.
+        """
+        text = self._texts.get(request_id)
+        if text is None:
+            text = self._texts[request_id] = _Text(ContiguousSequence(len(token_ids) + SPARE_ROWS))
+        # a pass that failed midway wrote fewer rows; a step that is tried again brings no new token, and still needs a row
+        limit = min(len(text.cached), text.kv.num_tokens, len(token_ids) - 1)
+        same = min(num_same, limit)
+        while same < limit and text.cached[same] == token_ids[same]:
+            same += 1
+        text.kv.crop(same)
+        if len(token_ids) + SPARE_ROWS // 2 > text.kv.capacity:
+            text.kv = text.kv.fork(same, 2 * len(token_ids) + SPARE_ROWS, same)
+        if len(token_ids) - same > self._model.max_rows // 4:
+            self._model.prefill(Segment(text.kv, list(token_ids[same:-1]), same))
+            text.kv.advance(len(token_ids) - 1 - same)
+        text.cached[same:] = token_ids[same:]
+        return Segment(text.kv, list(token_ids[text.kv.num_tokens :]), text.kv.num_tokens)
+
+    def room(self, request_id: int) -> int:
+        """Rows that may still follow the text's tokens before `catch_up` has to make room."""
+        text = self._texts[request_id]
+        return text.kv.capacity - len(text.cached)
+
+    def next(self, request_id: int, token_id: int) -> Segment:
+        """The row of one more token, behind a pass over all before it."""
+        text = self._texts[request_id]
+        text.cached.append(token_id)
+        return Segment(text.kv, [token_id], text.kv.num_tokens)
+
+    def free(self, request_id: int) -> None:
+        self._texts.pop(request_id, None)
+
+
+__all__ = ["RewoundCache"]
