@@ -62,6 +62,13 @@ def test_a_chain_takes_the_best_child_of_each_node_however_unlikely():
     assert tree.token_ids == (2, 3, 4) and tree.is_chain
 
 
+def test_a_path_that_survives_too_seldom_is_not_gone_on_with():
+    table = from_table({0: {1: 0.5}, 1: {2: 0.5, 3: 0.3}, 2: {4: 0.5}})
+    assert table(DraftBudget(3, 1, least=0.2)).token_ids == (1, 2)
+    assert table(DraftBudget(3, 2, least=0.2)).token_ids == (1, 2)
+    assert table(DraftBudget(3, 2, least=0.1)).token_ids == (1, 2, 3, 4)
+
+
 def test_a_tree_leaves_out_what_nearly_never_comes():
     tree = from_table({0: {1: 0.5, 2: MIN_SURVIVAL / 2}, 1: {3: MIN_SURVIVAL}})(DraftBudget(3, 3))
     assert tree.token_ids == (1,)

@@ -39,7 +39,8 @@ def grow(
     `children(place)` are token ids with their probabilities (summing up to 1 or less), `advance(place, token_id)` is the place behind one.
     """
     if budget.width == 1:
-        return _chain(start, children, advance, budget.depth, coupling)
+        return _chain(start, children, advance, budget, coupling)
+    least = max(MIN_SURVIVAL, budget.least)
     token_ids: list[int] = []
     parents: list[int] = []
     scores: list[float] = []
@@ -50,7 +51,7 @@ def grow(
     while True:
         if depth < budget.depth and room[depth]:
             for token_id, score in _ranked(children(place), depth, coupling):
-                if survival * score < MIN_SURVIVAL:
+                if survival * score < least:
                     break
                 pushed += 1
                 heapq.heappush(waiting, (-survival * score, pushed, node, depth, token_id, score, place))
@@ -74,13 +75,14 @@ def _chain(
     place: Place,
     children: Callable[[Place], dict[int, float]],
     advance: Callable[[Place, int], Place],
-    most: int,
+    budget: DraftBudget,
     coupling: Coupling | None,
 ) -> TokenTree:
-    """The best child of each node, however unlikely."""
+    """The best child of each node, as long as the path survives with `budget.least`."""
     token_ids: list[int] = []
     scores: list[float] = []
-    for depth in range(most):
+    survival = 1.0
+    for depth in range(budget.depth):
         probabilities = children(place)
         if not probabilities:
             break
@@ -89,9 +91,12 @@ def _chain(
             score = probabilities[token_id]
         else:
             token_id, score = _ranked(probabilities, depth, coupling)[0]
+        survival *= score
+        if survival < budget.least:
+            break
         token_ids.append(token_id)
         scores.append(score)
-        if depth + 1 < most:
+        if depth + 1 < budget.depth:
             place = advance(place, token_id)
     return TokenTree.chain(token_ids, scores)
 
