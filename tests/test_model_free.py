@@ -16,7 +16,7 @@ from tiny_models import VOCAB_SIZE, make_model
 from forerun import LLM, InvalidInputError, SamplingParams, TokenTree, Verified
 from forerun.drafters import DraftBudget, Suffix, SuffixStore, create
 from forerun.drafters import suffix as suffix_module
-from forerun.drafters.growth import MIN_SURVIVAL, coupling_of, grow
+from forerun.drafters.best_first import MIN_SURVIVAL, coupling_of, grow
 from forerun.drafters.matches import blended
 from forerun.drafters.prompt_lookup import PromptLookup
 from forerun.drafters.recycling import MAX_TENANTS, Recycling

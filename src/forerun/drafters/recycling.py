@@ -11,7 +11,7 @@ import torch
 
 from forerun.config import SamplingParams
 from forerun.drafters.base import DraftBudget, DrafterContext, DraftRequest
-from forerun.drafters.growth import MAX_CHILDREN, coupling_of, grow
+from forerun.drafters.best_first import MAX_CHILDREN, coupling_of, grow
 from forerun.types import TokenTree, Verified
 
 MAX_TENANTS = 16  # with a table each, the last that asked
