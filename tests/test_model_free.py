@@ -19,7 +19,7 @@ from forerun.drafters import suffix as suffix_module
 from forerun.drafters.best_first import MIN_SURVIVAL, coupling_of, grow
 from forerun.drafters.matches import blended
 from forerun.drafters.prompt_lookup import PromptLookup
-from forerun.drafters.recycling import MAX_TENANTS, Recycling
+from forerun.drafters.recycling import MAX_TENANTS, Recycling, highest
 from forerun.sampling.noise import GumbelNoise
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=200)
@@ -339,6 +339,19 @@ def test_every_row_teaches_what_follows_its_token():
     assert tree.token_ids == (6, 7, 7, 5)
     assert tree.parents == (-1, 0, -1, 2)
     assert tree.scores == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-3)), 1 / (1 + math.e), 1 / (1 + math.exp(-0.1))])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocab_size", [8, 127, 4096, 4224, 4225, 20_011])
+def test_the_highest_are_those_of_topk(vocab_size, dtype):
+    rows = torch.randn(7, vocab_size, generator=torch.Generator().manual_seed(vocab_size)).to(dtype)
+    rows[3] = rows[3].sort(descending=True).values  # all in one block
+    rows[4] = rows[4].sort().values
+    rows[5, vocab_size // 2] = float("nan")
+    values, places = highest(rows, 8)
+    torch.testing.assert_close(values, rows.float().topk(8).values, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(rows.float().gather(1, places), values, rtol=0, atol=0, equal_nan=True)
+    assert all(len(set(row.tolist())) == 8 for row in places)
 
 
 def test_later_rows_replace_earlier_ones():
