@@ -28,7 +28,7 @@ Method = Literal["auto", "vocabulary", "text"]
 METHODS = ("auto", "vocabulary", "text")
 CAPTURED_ROWS = 8  # a draft step has one row a request, its first one or two
 ONE_TO_ONE = 0.999  # agreement from which both tokenizers cut text alike: the same merges under other ids
-BY_VOCABULARY = 0.8  # agreement from which a draft begins token by token: a chain of n such guesses is cut as the target would in agreement^n
+BY_VOCABULARY = 0.95  # agreement from which a draft begins token by token: n such guesses are cut as the target would in agreement^n; text costs a step
 MORE_STEPS = 3  # of the drafter beyond the depth, for text that becomes fewer tokens of the target
 MEAN_GUMBEL = 0.5772  # of the best among the target's tokens that a token stands for, whichever they are
 

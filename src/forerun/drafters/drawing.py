@@ -45,7 +45,7 @@ def guess(
 
 def most_likely(row: torch.Tensor) -> Guess:
     """The argmax of a row of logits or of perturbed log-probabilities, with its probability; of a row of NaN a guess like any other."""
-    best, token_id = row.float().softmax(dim=-1).max(dim=-1)
+    best, token_id = row.detach().float().softmax(dim=-1).max(dim=-1)
     score = float(best)
     return Guess(int(token_id), score if score == score else 0.0)
 
