@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,8 +14,11 @@ from hypothesis import settings
 from tiny_models import in_other_ids, make_drafter, make_model, make_tokenizer, shuffled_ids
 from transformers import PreTrainedModel
 
-from forerun import LLM, DrafterContext
+from forerun import LLM, Drafter, DrafterContext
+from forerun.drafters import Suffix, SuffixStore
 from forerun.drafters.cross_vocabulary import CrossVocabulary
+from forerun.drafters.prompt_lookup import PromptLookup
+from forerun.drafters.recycling import Recycling
 from forerun.models.loading import BUNDLED_TARGETS, RECOMMENDED_DRAFTERS
 
 SHARED_MODELS = Path(__file__).resolve().parents[2] / "shared" / "models"
@@ -39,6 +44,18 @@ def tokenizer():
     return make_tokenizer()
 
 
+def wide(factory: Callable[[DrafterContext], Drafter]) -> Callable[[DrafterContext], Drafter]:
+    """The drafter asked for three tokens beside each other, also where the engine asks for a chain."""
+
+    def make(context: DrafterContext) -> Drafter:
+        drafter = factory(context)
+        propose = drafter.propose
+        drafter.propose = lambda requests, budget: propose(requests, [replace(most, width=3) for most in budget])
+        return drafter
+
+    return make
+
+
 def across(model: PreTrainedModel, method: str = "auto") -> Callable[[DrafterContext], CrossVocabulary]:
     """A drafter that says what `model` says, in other token ids."""
     order = shuffled_ids()
@@ -52,6 +69,12 @@ def llm_of(tokenizer) -> Callable[..., LLM]:
     drafters = {
         "plain": lambda dtype: None,
         "prompt_lookup": lambda dtype: "prompt_lookup",
+        "prompt_lookup_tree": lambda dtype: wide(PromptLookup),
+        "suffix": lambda dtype: "suffix",
+        "suffix_tree": lambda dtype: wide(Suffix),
+        "suffix_store": lambda dtype: wide(partial(Suffix, store=SuffixStore(2000))),
+        "recycling": lambda dtype: "recycling",
+        "recycling_tree": lambda dtype: wide(Recycling),
         "draft_model": make_drafter,
         "chain": lambda dtype: ["prompt_lookup", make_drafter(dtype)],
         "self": lambda dtype: "self:0",

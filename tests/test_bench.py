@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from forerun.bench import BenchConfig, run_benchmark
+from forerun.bench.engines import labelled_drafters
+from forerun.bench.harness import MIXED, _category, _groups
 from forerun.bench.methods import DEFAULT_METHODS, Run
-from forerun.bench.report import notes, summarise, table
-from forerun.prompts import Prompt, bundled_prompts, read_prompts, spread
+from forerun.bench.report import summarise
+from forerun.bench.tables import notes, table
+from forerun.prompts import Prompt, bundled_prompts, read_prompts, read_workloads, spread
 from forerun.types import InvalidInputError, SpeculationStats
 
 NUM_TOKENS = 6
@@ -63,6 +68,8 @@ def test_the_profile_covers_steps_and_drafts(report):
     for name in ("step", "sampled_step"):
         found = report["profile"][name]
         assert found["overhead_share"] == pytest.approx(1 - found["forward_seconds"] / found["step_seconds"])
+    verify = report["profile"]["verify"]
+    assert verify["rows"][:3] == [1, 2, 3] and len(verify["rows"]) == len(verify["seconds"]) and min(verify["seconds"]) > 0
     draft = report["profile"]["draft"]
     assert draft["num_linear_layers"] == 15  # seven in each of two layers, and the head
     assert draft["ratio"] == pytest.approx(draft["token_seconds"] / draft["matrix_product_seconds"])
@@ -79,8 +86,53 @@ def test_methods_that_cannot_run_are_named_with_the_reason(saved_pair):
     names = ("plain", "speculative", "transformers-assisted")
     config = BenchConfig(str(saved_pair[0]), "none", methods=names, max_tokens=2, temperatures=(0.0,), profile=False)
     found = run_benchmark(config, PROMPTS[:1])
-    assert found["skipped"] == {"speculative": "no drafter was given", "transformers-assisted": "the drafter is no model"}
+    assert found["skipped"] == {"speculative": "no drafter was given", "transformers-assisted": "no drafter is a model"}
     assert found["drafters"] == [] and found["profile"] is None
+
+
+def test_each_of_several_drafters_by_itself(saved_pair):
+    target, drafter = map(str, saved_pair)
+    names = ("plain", "speculative", "drafter:prompt_lookup", f"drafter:{saved_pair[1].name}")
+    config = BenchConfig(target, ["prompt_lookup", drafter], max_tokens=NUM_TOKENS, temperatures=(0.0,), profile=False)
+    assert set(names) < set(config.method_names) and len(config.method_names) == len(DEFAULT_METHODS) + 2
+    prompts = [replace(prompt, category=category) for prompt, category in zip(PROMPTS, ("x", "y", "x"), strict=True)]
+    found = run_benchmark(replace(config, methods=names, batch_sizes=(1, 2)), prompts)
+    one, two = found["results"]
+    assert found["categories"] == {"x": 2, "y": 1}
+    assert one["categories_by_job"] == ["x", "y", "x"] and two["categories_by_job"] == ["x", "y"]
+    for result in (one, two):
+        assert tuple(result["methods"]) == names
+        assert all(each["identical_to_plain"] == each["total"] == 3 for each in result["methods"].values())
+        assert {name: cell["methods"]["plain"]["num_tokens"] for name, cell in result["by_category"].items()} == {"x": 2 * NUM_TOKENS, "y": NUM_TOKENS}
+
+
+def test_batches_hold_one_category_where_they_can():
+    prompts = [Prompt(str(index), "ab"[index % 2], "x") for index in range(6)]
+    assert [[prompt.id for prompt in group] for group in _groups(prompts, 2)] == [["0", "2"], ["4", "1"], ["3", "5"]]
+    assert [_category(group) for group in _groups(prompts, 2)] == ["a", MIXED, "b"]
+    assert [group[0].id for group in _groups(prompts, 1)] == [prompt.id for prompt in prompts]
+
+
+@pytest.mark.parametrize("method", ["drafter:wizard", "drafter:", "drafters"])
+def test_a_drafter_that_was_not_given_is_refused_with_those_that_were(method):
+    with pytest.raises(InvalidInputError, match="drafter:prompt_lookup" if method != "drafters" else "drafter:NAME"):
+        BenchConfig(drafter=["prompt_lookup"], methods=(method,))
+
+
+def test_drafters_go_by_short_names_that_tell_them_apart(tmp_path):
+    one, other = tmp_path / "one" / "model", tmp_path / "other" / "model"
+    assert list(labelled_drafters([str(one), "prompt_lookup"], "t")) == ["model", "prompt_lookup"]
+    assert list(labelled_drafters([str(one), str(other)], "t")) == [str(one), str(other)]
+    assert list(labelled_drafters("auto", "forerun/default")) == ["forerun/default"]
+    assert labelled_drafters("none", "t") == {}
+
+
+def test_long_prompts_are_left_out_and_counted(saved_pair):
+    config = BenchConfig(str(saved_pair[0]), "none", methods=("plain",), max_tokens=8, temperatures=(0.0,), profile=False)
+    found = run_benchmark(config, [*PROMPTS, Prompt("long", "", "to be or not " * 100)])
+    assert found["prompts"] == ["a", "b", "c"]
+    [(what, why)] = found["skipped"].items()
+    assert what == "1 of 4 prompts" and "context of 512" in why
 
 
 def test_prompts_that_leave_no_room_are_refused(saved_pair):
@@ -142,3 +194,37 @@ def test_spread_takes_some_of_each_part():
     prompts = [Prompt(str(index), "", "x") for index in range(10)]
     assert [prompt.id for prompt in spread(prompts, 4)] == ["0", "2", "5", "7"]
     assert spread(prompts, 99) == prompts
+
+
+def workload(folder: Path, name: str, *lines: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("\n".join(lines))
+    return folder / name
+
+
+def test_workloads_stand_beside_each_other(tmp_path):
+    files = [
+        workload(tmp_path / "mt_bench", "question.jsonl", *(f'{{"question_id": {n}, "category": "writing", "turns": ["a{n}"]}}' for n in range(4))),
+        workload(tmp_path / "gsm8k", "test.jsonl", '{"question": "b?"}'),
+        Path("bundled"),
+    ]
+    prompts = read_workloads(files, 2)
+    assert [(prompt.id, prompt.category) for prompt in prompts[:3]] == [("mt_bench/0", "mt_bench/writing"), ("mt_bench/2", "mt_bench/writing"), ("gsm8k/1", "gsm8k")]
+    assert [prompt.id.split("/")[0] for prompt in prompts[3:]] == ["bundled"] * 2
+    assert [prompt.id for prompt in read_workloads(files[:1], 2)] == ["0", "2"], "one file needs no prefix"
+    assert read_workloads([], 99) == bundled_prompts() == read_workloads([Path("bundled")], 99)
+
+
+def test_files_of_one_folder_go_by_their_names(tmp_path):
+    files = [workload(tmp_path, "short.jsonl", '"a"'), workload(tmp_path, "long.jsonl", '"b"', '{"prompt": "c", "category": "code"}')]
+    assert [prompt.category for prompt in read_workloads(files, 9)] == ["short", "long", "long/code"]
+
+
+def test_published_files_are_read_where_they_lie():
+    data = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not data.is_dir():
+        pytest.skip(f"no benchmark files in {data}")
+    files = sorted(data.glob("*/*.jsonl"))
+    prompts = read_workloads(files, 40)
+    assert {prompt.category.split("/")[0] for prompt in prompts} == {"gsm8k", "humaneval", "mt_bench", "spec_bench"} and len(prompts) == 160
+    assert {"spec_bench/rag", "mt_bench/writing", "humaneval"} <= {prompt.category for prompt in prompts}

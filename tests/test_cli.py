@@ -24,7 +24,7 @@ OPTIONS = {
     "--max-num-seqs --json",
     "resume": "file --target --drafter --max-tokens --dtype --device --save --json",
     "bench": "--target --drafter --dtype --device --method --temperature --batch-size --max-tokens --prompts --num-prompts --rounds "
-    "--profile --output --json",
+    "--profile --html --pictures --from --output --json",
     "acceptance": "--target --drafter --dtype --device --temperature --num-draft-tokens --max-tokens --every --prompts --num-prompts --engine "
     "--output --json",
     "certify": "--target --drafter --dtype --device --backend --plain-url --speculative-url --model --api-key-file --tie-margin --temperature "
@@ -251,8 +251,9 @@ def test_demo_fails_where_a_text_differs(pair_options, monkeypatch):
 def test_bench_prints_and_writes_the_same_object(pair_options, tmp_path):
     written = tmp_path / "result.json"
     options = ["--max-tokens", "6", "--num-prompts", "2", "--temperature", "0", "--method", "plain", "--method", "speculative", "--no-profile"]
-    result = run("bench", *pair_options, *options, "--output", written, "--json")
+    result = run("bench", *pair_options, *options, "--output", written, "--html", tmp_path / "page.html", "--pictures", tmp_path / "pictures", "--json")
     assert result.exit_code == 0 and result.stderr == ""
+    assert "speedup_by_category" in (tmp_path / "page.html").read_text() and (tmp_path / "pictures" / "speedup_by_category.png").is_file()
     assert json.loads(result.stdout) == json.loads(written.read_text())
     assert "speculative" in run("bench", *pair_options, *options).stdout
 

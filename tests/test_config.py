@@ -29,6 +29,7 @@ WRONG = {
     "seed": [-1, 1.5, "x"],
     "logprobs": [-1, 0.5, True],
     "num_draft_tokens": [-1, 65, 1.5, "some", True],
+    "cache_salt": ["", 5, b"a"],
 }
 
 

@@ -33,7 +33,7 @@ PUBLIC = [
 SAMPLING_PARAMS = [
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "stop",
     "stop_token_ids", "max_tokens", "min_tokens", "n", "seed", "logprobs", "ignore_eos", "num_draft_tokens", "acceptance", "bad_words",
-    "prompt_logprobs", "structured_outputs", "logits_processors", "num_beams",
+    "prompt_logprobs", "structured_outputs", "logits_processors", "num_beams", "cache_salt",
 ]  # fmt: skip
 
 LLM_SETTINGS = ["target", "drafter", "dtype", "device", "tokenizer", "max_num_seqs", "max_model_len", "num_draft_tokens"]

@@ -88,6 +88,7 @@ class SamplingParams:
     `num_draft_tokens` is this request's draft length: a number, "auto" (adapts, down to none), 0 (plain decoding),
     None (the engine's). `acceptance` "match" gives the same tokens with any draft or none; "block" accepts more of a drawn draft at
     temperatures over 0, and gives the same law of the text but not the same tokens.
+    `cache_salt` sets a tenant apart: what drafters remember of requests is found by requests with the same salt only.
 
     Raises InvalidInputError naming the field, the value and the remedy.
     """
@@ -115,6 +116,7 @@ class SamplingParams:
     structured_outputs: StructuredOutputsParams | None = None
     logits_processors: tuple[Callable[..., torch.Tensor], ...] | list[Callable[..., torch.Tensor]] = ()
     num_beams: int = 1
+    cache_salt: str | None = None
 
     def __post_init__(self) -> None:
         self._normalise("stop", lambda value: (value,) if isinstance(value, str) else tuple(value or ()), "give strings that are not empty")
@@ -147,6 +149,8 @@ class SamplingParams:
             raise InvalidInputError("logit_bias", self.logit_bias, "give finite additions")
         if self.acceptance not in get_args(Acceptance):
             raise InvalidInputError("acceptance", self.acceptance, 'give "match" or "block"; rules that change the law of the text are not offered')
+        if self.cache_salt is not None and (not isinstance(self.cache_salt, str) or not self.cache_salt):
+            raise InvalidInputError("cache_salt", self.cache_salt, "give a text that is not empty, or None")
         if self.num_draft_tokens is not None:
             check_num_draft_tokens(self.num_draft_tokens)
 

@@ -22,8 +22,10 @@ from forerun.models.causal_model import CausalModel
 from forerun.models.exactness import Exactness, establish
 from forerun.models.linear import pack_where_faster
 from forerun.models.loading import RECOMMENDED_DRAFTERS, check_class, load_model, load_tokenizer, own_tokenizer, shared_copy
+from forerun.models.pass_cost import PassCost
 from forerun.models.reference import check_against_reference
 from forerun.sampling.noise import GumbelNoise
+from forerun.speculator.explanation import Explanation
 from forerun.types import CompletionOutput, ForerunError, InvalidInputError, ModelLoadError, RequestOutput, SpeculationStats, StreamedToken
 
 Prompt = str | Sequence[int]
@@ -69,7 +71,8 @@ class LLM:
         )
         drafters = [create(spec, context) for spec in drafter_specs(drafter, target)]
         self.drafter_names = [made.name for made in drafters]
-        self.engine = LLMEngine(causal, kv_cache, drafters, noise, config, self.tokenizer, eos, self.max_model_len)
+        passes = PassCost.measure(causal, self.max_model_len) if drafters else PassCost.unknown()
+        self.engine = LLMEngine(causal, kv_cache, drafters, noise, config, self.tokenizer, eos, self.max_model_len, passes)
 
     @staticmethod
     def _load_target(target: str | Path | PreTrainedModel, dtype: torch.dtype | None, device: str | torch.device | None) -> PreTrainedModel:
@@ -168,6 +171,10 @@ class LLM:
         except ForerunError as error:
             output.error = error
         return output
+
+    def explain(self) -> Explanation:
+        """What plain decoding costs here, what the drafters cost and bring, the speedup so far, and why drafts were cut: of all requests that finished."""
+        return self.engine.explain()
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamedToken]:
         """Yields tokens of one prompt as they are known; the last one carries the finish reason. Raises what ends the request."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from forerun.types import InvalidInputError
 
 BUNDLED_PROMPTS = Path(__file__).parent / "data" / "prompts.jsonl"
+BUNDLED = "bundled"  # their name, where a file could stand
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,35 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
+def read_workloads(files: Sequence[Path], count: int) -> list[Prompt]:
+    """`count` prompts of each file, evenly spaced; `bundled` is a name for those of the package, and so is no file at all.
+
+    Of several files, ids and categories begin with the folder that the file lies in, or with its own name where two lie in one folder:
+    `mt_bench/writing`. Raises InvalidInputError.
+    """
+    if count < 1:
+        raise InvalidInputError("num_prompts", count, "give a whole number of 1 or more")
+    if len(files) < 2:
+        return spread(_workload(files[0]) if files else bundled_prompts(), count)
+    folders = [_folder(file) for file in files]
+    names = [folder if folders.count(folder) == 1 else file.stem for file, folder in zip(files, folders, strict=True)]
+    return [_labelled(prompt, name, _folder(file)) for file, name in zip(files, names, strict=True) for prompt in spread(_workload(file), count)]
+
+
+def _workload(file: Path) -> list[Prompt]:
+    return bundled_prompts() if file == Path(BUNDLED) else read_prompts(file)
+
+
+def _folder(file: Path) -> str:
+    """What a file without categories is named after: published ones are called test.jsonl or question.jsonl, whatever is in them."""
+    return BUNDLED if file == Path(BUNDLED) else file.resolve().parent.name
+
+
+def _labelled(prompt: Prompt, workload: str, folder: str) -> Prompt:
+    category = workload if prompt.category in (workload, folder) else f"{workload}/{prompt.category}"
+    return replace(prompt, id=f"{workload}/{prompt.id}", category=category)
+
+
 def _prompt(line: str, path: Path, number: int) -> Prompt:
     where = f"{path.name} line {number}"
     try:
@@ -53,7 +83,7 @@ def _prompt(line: str, path: Path, number: int) -> Prompt:
     if not isinstance(text, str) or not text:
         raise InvalidInputError("prompts", where, "give a JSON string, or an object with `prompt`, `text`, `turns` or `question`")
     name = next((fields[key] for key in ("id", "question_id", "task_id") if key in fields), number)
-    return Prompt(str(name), str(fields.get("category", path.parent.name if path != BUNDLED_PROMPTS else "")), text)
+    return Prompt(str(name), str(fields.get("category", _folder(path))), text)
 
 
 def _text(fields: dict[str, Any]) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -86,6 +87,15 @@ class TokenTree:
     def depth(self) -> int:
         """Nodes on the longest branch: the most tokens that this draft can get accepted."""
         return max(self.depths, default=-1) + 1
+
+    @property
+    def num_leaves(self) -> int:
+        """Branches: nodes without a child."""
+        return len(self) - len({parent for parent in self.parents if parent >= 0})
+
+    def named(self, source: str) -> TokenTree:
+        """The same tree with its nodes from this drafter, where they are from none yet."""
+        return self if self.sources or not self.token_ids else replace(self, sources=(source,) * len(self))
 
     def child(self, node: int, token_id: int) -> int | None:
         """The child of `node` (-1: the root) that carries `token_id`, if one does."""
@@ -172,7 +182,11 @@ class Verified:
 
 @dataclass(slots=True)
 class SpeculationStats:
-    """Figures of one request, or of many added up. Times in seconds, shared out by rows where requests ran together."""
+    """Figures of one request, or of many added up. Times in seconds, shared out by rows where requests ran together.
+
+    `predicted_seconds` is what the cost model expected of drafting, passes and the rest; `plain_seconds` what it expects that plain decoding of the
+    same tokens in the same batches would have taken. `decisions` counts steps by what was decided about drafts, and why.
+    """
 
     num_target_passes: int = 0
     num_draft_tokens: int = 0
@@ -182,6 +196,12 @@ class SpeculationStats:
     verify_seconds: float = 0.0
     other_seconds: float = 0.0
     accepted_per_position: list[int] = field(default_factory=list)
+    prefill_seconds: float = 0.0
+    predicted_seconds: float = 0.0
+    plain_seconds: float = 0.0
+    decisions: Counter[str] = field(default_factory=Counter)
+    drafted_by: Counter[str] = field(default_factory=Counter)  # tokens by drafter
+    accepted_by: Counter[str] = field(default_factory=Counter)
 
     @property
     def acceptance_length(self) -> float:
@@ -207,7 +227,8 @@ class SpeculationStats:
         self.accepted_per_position = [mine + theirs for mine, theirs in zip(*both, strict=True)]
         for name in (
             "num_target_passes", "num_draft_tokens", "num_accepted_tokens", "num_output_tokens",
-            "draft_seconds", "verify_seconds", "other_seconds",
+            "draft_seconds", "verify_seconds", "other_seconds", "prefill_seconds", "predicted_seconds", "plain_seconds",
+            "decisions", "drafted_by", "accepted_by",
         ):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
@@ -223,6 +244,12 @@ class SpeculationStats:
             "draft_seconds": round(self.draft_seconds, 6),
             "verify_seconds": round(self.verify_seconds, 6),
             "other_seconds": round(self.other_seconds, 6),
+            "prefill_seconds": round(self.prefill_seconds, 6),
+            "predicted_seconds": round(self.predicted_seconds, 6),
+            "plain_seconds": round(self.plain_seconds, 6),
+            "decisions": dict(self.decisions),
+            "drafted_by": dict(self.drafted_by),
+            "accepted_by": dict(self.accepted_by),
         }
 
 

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from forerun.sampling.noise import _KEPT_ROWS, GumbelNoise, derived_seed, mix64
@@ -124,3 +126,17 @@ def test_derived_seeds_keep_the_first_and_never_repeat():
     assert seeds[::50] == list(range(50))
     assert len(set(seeds)) == len(seeds)
     assert min(seeds) >= 0
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**40), st.lists(st.integers(0, 4999), max_size=32))
+def test_noise_at_a_few_ids_is_that_of_the_row(seed, position, token_ids):
+    few = torch.tensor(GumbelNoise.at(seed, position, token_ids), dtype=torch.float32)
+    torch.testing.assert_close(few, GumbelNoise(5000).row(seed, position)[token_ids], rtol=2e-6, atol=2e-6)
+
+
+def test_noise_at_every_id_is_the_row_at_its_ends_too():
+    """A million uniforms, some of them within rounding of 0 and 1."""
+    row = GumbelNoise(1_000_000).row(3, 4)
+    few = torch.tensor(GumbelNoise.at(3, 4, range(1_000_000)), dtype=torch.float32)
+    torch.testing.assert_close(few, row, rtol=2e-6, atol=2e-6)
+    assert row.max() > 13 and row.min() < -2.5

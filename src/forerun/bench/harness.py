@@ -11,29 +11,31 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from forerun.bench.methods import DEFAULT_METHODS, Job, Method, Run, build, check_names
+from forerun.bench.engines import Engines, labelled_drafters
+from forerun.bench.methods import Job, Method, Run, build, check_names, every_method
 from forerun.bench.profile import profile
 from forerun.bench.report import summarise
 from forerun.drafters import available
-from forerun.llm import LLM, Drafters, drafter_specs
+from forerun.llm import LLM, Drafters
 from forerun.machine import git_commit, hardware, versions
 from forerun.models.loading import RECOMMENDED_DRAFTERS, resolve_source
 from forerun.prompts import Prompt
 from forerun.types import InvalidInputError
 
 WARM_UP_TOKENS = 32
+MIXED = "mixed"  # the category of a batch with prompts of several
 Advance = Callable[[int, int, str], None]  # jobs done, jobs in all, what runs now
 
 
 @dataclass(frozen=True, slots=True)
 class BenchConfig:
-    """What is measured. `drafter` is as for `LLM`, without loaded models."""
+    """What is measured. `drafter` is as for `LLM`, without loaded models; no `methods` stand for all that there are with these drafters."""
 
     target: str = "forerun/default"
     drafter: Drafters = "auto"
     dtype: str | None = None
     device: str | None = None
-    methods: tuple[str, ...] = DEFAULT_METHODS
+    methods: tuple[str, ...] = ()
     temperatures: tuple[float, ...] = (0.0, 1.0)
     batch_sizes: tuple[int, ...] = (1,)
     max_tokens: int = 128
@@ -42,27 +44,30 @@ class BenchConfig:
     command: str = ""
 
     def __post_init__(self) -> None:
-        check_names(self.methods)
+        check_names(self.methods, self._drafter_labels)
         for name, values in (("batch_size", self.batch_sizes), ("rounds", (self.rounds,)), ("max_tokens", (self.max_tokens,))):
             if any(value < 1 for value in values):
                 raise InvalidInputError(name, values, "give whole numbers of 1 or more")
+
+    @property
+    def _drafter_labels(self) -> list[str]:
+        return list(labelled_drafters(self.drafter, self.target))
+
+    @property
+    def method_names(self) -> tuple[str, ...]:
+        return self.methods or every_method(self._drafter_labels)
 
 
 def run_benchmark(config: BenchConfig, prompts: Sequence[Prompt], advance: Advance = lambda done, total, what: None) -> dict[str, Any]:
     """Measures and returns the report, ready for JSON. Raises ForerunError for what cannot be loaded or honoured."""
     advance(0, 1, "loading")
-    llm = LLM(config.target, config.drafter, dtype=config.dtype, device=config.device, max_num_seqs=max(config.batch_sizes))
-    specs = drafter_specs(config.drafter, config.target)
-    draft_model = next((str(spec) for spec in specs if str(spec) not in available()), None)
-    methods, skipped = build(config.methods, llm, config.target, draft_model)
-    encoded = [encode(llm, prompt, config.max_tokens) for prompt in prompts]
-    settings = [(size, temperature) for size in config.batch_sizes for temperature in config.temperatures]
-    for method in methods:
-        advance(0, 1, f"warming up {method.name}")
-        for temperature in config.temperatures:
-            method.run(Job(encoded[:1], temperature, 0, min(WARM_UP_TOKENS, config.max_tokens)))
+    engines = Engines.load(config.target, config.drafter, config.dtype, config.device, max(config.batch_sizes))
+    llm = engines.llm()
+    fitting, skipped = _fitting(llm, prompts, config.max_tokens)
+    methods, unable = build(config.method_names, engines)
+    skipped |= unable
     results = []
-    total = sum(config.rounds * len(_able(methods, size)) * len(_groups(encoded, size)) for size, _ in settings)
+    total = sum(config.rounds * len(_able(methods, size)) * -(-len(fitting) // size) for size in config.batch_sizes) * len(config.temperatures)
     done = 0
 
     def one_done(what: str) -> None:
@@ -70,19 +75,25 @@ def run_benchmark(config: BenchConfig, prompts: Sequence[Prompt], advance: Advan
         done += 1
         advance(done, total, what)
 
-    for size, temperature in settings:
+    for size in config.batch_sizes:
         able = _able(methods, size)
         skipped |= {f"{method.name}, batch {size}": "generates one prompt at a time" for method in methods if method not in able}
-        runs = _alternate(able, _groups(encoded, size), temperature, config, one_done)
-        results.append({"temperature": temperature, "batch_size": size, **summarise(runs)})
+        groups = _groups(fitting, size)
+        encoded = [[encode(llm, prompt, config.max_tokens) for prompt in group] for group in groups]
+        categories = [_category(group) for group in groups]
+        _warm_up(able, encoded[0], config, advance)
+        for temperature in config.temperatures:
+            runs = _alternate(able, encoded, temperature, config, one_done)
+            results.append({"temperature": temperature, "batch_size": size, **summarise(runs, categories)})
     return {
-        **circumstances(config.command, config.target, llm, specs),
-        "prompts": [prompt.id for prompt in prompts],
+        **circumstances(config.command, config.target, llm, list(engines.drafters.values())),
+        "prompts": [prompt.id for prompt in fitting],
+        "categories": {name: [each.category for each in fitting].count(name) for name in dict.fromkeys(each.category for each in fitting)},
         "max_tokens": config.max_tokens,
         "rounds": config.rounds,
         "results": results,
         "skipped": skipped,
-        "profile": profile(llm, encoded[0]) if config.profile else None,
+        "profile": profile(llm, encode(llm, fitting[0], config.max_tokens)) if config.profile else None,
     }
 
 
@@ -96,12 +107,46 @@ def encode(llm: LLM, prompt: Prompt, max_tokens: int) -> list[int]:
     return ids
 
 
+def _fitting(llm: LLM, prompts: Sequence[Prompt], max_tokens: int) -> tuple[list[Prompt], dict[str, str]]:
+    """The prompts that leave room, and what was left out with the reason. Raises InvalidInputError where none does."""
+    fitting: list[Prompt] = []
+    error: InvalidInputError | None = None
+    for prompt in prompts:
+        try:
+            encode(llm, prompt, max_tokens)
+            fitting.append(prompt)
+        except InvalidInputError as too_long:
+            error = too_long
+    if error is None:
+        return fitting, {}
+    if not fitting:
+        raise error
+    left = len(prompts) - len(fitting)
+    return fitting, {f"{left} of {len(prompts)} prompts": f"they leave no room for {max_tokens} more tokens in the context of {llm.max_model_len}"}
+
+
 def _able(methods: Sequence[Method], batch_size: int) -> list[Method]:
     return [method for method in methods if method.max_batch_size is None or batch_size <= method.max_batch_size]
 
 
-def _groups(prompts: Sequence[list[int]], size: int) -> list[list[list[int]]]:
-    return [list(prompts[low : low + size]) for low in range(0, len(prompts), size)]
+def _groups(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
+    """Batches, of one category where that fills them. One at a time, prompts keep their order: the machine's moods then meet all categories."""
+    order = list(dict.fromkeys(prompt.category for prompt in prompts))
+    ordered = prompts if size == 1 else sorted(prompts, key=lambda prompt: order.index(prompt.category))
+    return [list(ordered[low : low + size]) for low in range(0, len(ordered), size)]
+
+
+def _category(group: Sequence[Prompt]) -> str:
+    names = {prompt.category for prompt in group}
+    return names.pop() if len(names) == 1 else MIXED
+
+
+def _warm_up(methods: Sequence[Method], group: list[list[int]], config: BenchConfig, advance: Advance) -> None:
+    """Apart from what is measured: first passes of a size, and what the engine has yet to learn about its costs."""
+    for method in methods:
+        advance(0, 1, f"warming up {method.name}")
+        for temperature in config.temperatures:
+            method.run(Job(group, temperature, 0, min(WARM_UP_TOKENS, config.max_tokens)))
 
 
 def _alternate(

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
+from forerun.bench.engines import Engines
 from forerun.config import NumDraftTokens, SamplingParams
 from forerun.llm import LLM, total_stats
 from forerun.machine import synchronise
-from forerun.models.loading import resolve_source
 from forerun.types import InvalidInputError, SpeculationStats
 
 PLAIN = "plain"
-SPECULATIVE = "speculative"
+SPECULATIVE = "speculative"  # all drafters, "auto"
 FIXED = "speculative-"  # followed by the number of draft tokens
+DRAFTER = "drafter:"  # followed by the name of one of several, which then drafts alone
 TRANSFORMERS = "transformers"
 ASSISTED = "transformers-assisted"  # its own settings
 ASSISTED_CONSTANT = "transformers-assisted-5"  # five draft tokens, constant
@@ -131,46 +132,46 @@ def _assistant_config(assistant: PreTrainedModel, num_tokens: int | None) -> Gen
     return config
 
 
-def load_original(source: str, like: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The model as transformers runs it, with SDPA."""
-    model: Any = AutoModelForCausalLM.from_pretrained(resolve_source(source), dtype=like, attn_implementation="sdpa", use_safetensors=True)
-    original: PreTrainedModel = model.to(device).eval()
-    return original
+def every_method(drafters: Sequence[str]) -> tuple[str, ...]:
+    """All that can be compared with these drafters; each by itself where there are several."""
+    alone = tuple(DRAFTER + name for name in drafters) if len(drafters) > 1 else ()
+    return (*DEFAULT_METHODS[:3], *alone, *DEFAULT_METHODS[3:])
 
 
-def check_names(names: Sequence[str]) -> None:
+def check_names(names: Sequence[str], drafters: Sequence[str]) -> None:
     """Raises InvalidInputError for a method that does not exist."""
     for name in names:
         fixed = name.removeprefix(FIXED)
-        if name not in DEFAULT_METHODS and not (name.startswith(FIXED) and fixed.isdigit() and 1 <= int(fixed) <= 64):
-            raise InvalidInputError("method", name, f"give one of {', '.join(DEFAULT_METHODS)}, or {FIXED}K for K draft tokens")
+        if name.startswith(DRAFTER) and name.removeprefix(DRAFTER) not in drafters:
+            raise InvalidInputError("method", name, f"give one of {', '.join(DRAFTER + each for each in drafters) or 'the others: there is no drafter'}")
+        known = name.startswith(DRAFTER) or name in DEFAULT_METHODS
+        if not known and not (name.startswith(FIXED) and fixed.isdigit() and 1 <= int(fixed) <= 64):
+            raise InvalidInputError("method", name, f"give one of {', '.join(DEFAULT_METHODS)}, {FIXED}K for K draft tokens, {DRAFTER}NAME for one drafter")
 
 
-def build(names: Sequence[str], llm: LLM, target: str, draft_model: str | None) -> tuple[list[Method], dict[str, str]]:
+def build(names: Sequence[str], engines: Engines) -> tuple[list[Method], dict[str, str]]:
     """The methods, and why those that cannot run here were left out."""
-    check_names(names)
-    own = llm.engine.model_runner.model
     methods: list[Method] = []
     skipped: dict[str, str] = {}
-    original = load_original(target, own.model.dtype, own.device) if any(name.startswith(TRANSFORMERS) for name in names) else None
-    assisted = any(name in (ASSISTED, ASSISTED_CONSTANT) for name in names)
-    assistant = load_original(draft_model, own.model.dtype, own.device) if assisted and draft_model is not None else None
+    assistant = engines.assistant() if any(name in (ASSISTED, ASSISTED_CONSTANT) for name in names) else None
     for name in names:
         if name == PLAIN:
-            methods.append(Forerun(name, llm, 0))
-        elif name.startswith(SPECULATIVE) and not llm.drafter_names:
+            methods.append(Forerun(name, engines.llm(), 0))
+        elif name.startswith(DRAFTER):
+            methods.append(Forerun(name, engines.llm([name.removeprefix(DRAFTER)]), "auto"))
+        elif name.startswith(SPECULATIVE) and not engines.drafters:
             skipped[name] = "no drafter was given"
         elif name == SPECULATIVE:
-            methods.append(Forerun(name, llm, "auto"))
+            methods.append(Forerun(name, engines.llm(), "auto"))
         elif name.startswith(FIXED):
-            methods.append(Forerun(name, llm, int(name.removeprefix(FIXED))))
-        elif original is not None and name == TRANSFORMERS:
-            methods.append(Transformers(name, original))
-        elif original is not None and name == LOOKUP:
-            methods.append(Transformers(name, original, prompt_lookup_num_tokens=LOOKUP_TOKENS))
-        elif original is not None and assistant is not None:
+            methods.append(Forerun(name, engines.llm(), int(name.removeprefix(FIXED))))
+        elif name == TRANSFORMERS:
+            methods.append(Transformers(name, engines.model))
+        elif name == LOOKUP:
+            methods.append(Transformers(name, engines.model, prompt_lookup_num_tokens=LOOKUP_TOKENS))
+        elif assistant is not None:
             arguments = {"num_assistant_tokens": 5} if name == ASSISTED_CONSTANT else {}
-            methods.append(Transformers(name, original, assistant, **arguments))
+            methods.append(Transformers(name, engines.model, assistant, **arguments))
         else:
-            skipped[name] = "the drafter is no model"
+            skipped[name] = "no drafter is a model"
     return methods, skipped

@@ -1,4 +1,4 @@
-"""Where a step's time goes beside the models: the two ratios that say whether there is something left to take away."""
+"""Where a step's time goes: what a pass costs by its rows, and the two ratios that say whether there is something left to take away."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ from forerun.models.linear import PackedLinear
 REPETITIONS = 100
 WARM_UP = 10
 DRAFT_TOKENS = 4
+VERIFY_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+VERIFY_ROUNDS = 15
+VERIFY_SECONDS = 20.0  # no further round begins behind these
 
 
 def profile(llm: LLM, prompt_token_ids: list[int], repetitions: int = REPETITIONS) -> dict[str, Any]:
-    """Overhead of plain steps, and of drafting a token where a draft model is at hand. Medians over alternating repetitions."""
+    """Overhead of plain steps, the cost of longer passes, and overhead of drafting a token where a draft model is at hand. Medians over alternating repetitions."""
     room = llm.max_model_len - len(prompt_token_ids) - DRAFT_TOKENS
     repetitions = max(1, min(repetitions, room - WARM_UP))
     found: dict[str, Any] = {"repetitions": repetitions}
     for name, temperature in (("step", 0.0), ("sampled_step", 1.0)):
         found[name] = _step_overhead(llm, prompt_token_ids, temperature, repetitions)
+    found["verify"] = _verify_cost(llm, prompt_token_ids)
     drafter = next((each for each in llm.engine.speculator.drafters if isinstance(each, DraftModel)), None)
     if drafter is not None:
         found["draft"] = _draft_overhead(llm, drafter, prompt_token_ids, repetitions)
@@ -61,6 +65,27 @@ def _step_overhead(llm: LLM, prompt: list[int], temperature: float, repetitions:
         engine.abort(request_id)
     step, forward = median(steps), median(forwards)
     return {"step_seconds": step, "forward_seconds": forward, "overhead_share": (step - forward) / step}
+
+
+@torch.inference_mode()
+def _verify_cost(llm: LLM, prompt: list[int]) -> dict[str, Any]:
+    """Seconds of a pass over so many rows of one request, behind the prompt: medians of rounds through all sizes, the first apart."""
+    engine = llm.engine
+    sizes = [size for size in VERIFY_ROWS if len(prompt) + size <= llm.max_model_len]
+    (request_id,) = engine.add_request(prompt, _params(0.0, sizes[-1]))
+    rounds: list[list[float]] = []
+    try:
+        engine.step()
+        kv = engine.kv_cache.sequence(request_id)
+        start = kv.num_tokens - 1  # these rows are written again and again, and never kept
+        began = time.perf_counter()
+        while len(rounds) <= VERIFY_ROUNDS and (len(rounds) < 3 or time.perf_counter() - began < VERIFY_SECONDS):
+            passes = [Segment(kv, prompt[-1:] * size, start) for size in sizes]
+            rounds.append([_seconds(partial(engine.model_runner.model.forward, [rows]), llm) for rows in passes])
+    finally:
+        engine.abort(request_id)
+    seconds = [median(times) for times in zip(*rounds[1:], strict=True)]
+    return {"context": len(prompt), "rounds": len(rounds) - 1, "rows": sizes, "seconds": [round(each, 7) for each in seconds]}
 
 
 @torch.inference_mode()

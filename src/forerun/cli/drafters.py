@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from forerun.cli.console import results
-from forerun.drafters import available
+from forerun.drafters import WITH_ARGUMENT, available
 from forerun.models.loading import RECOMMENDED_DRAFTERS
 
 
@@ -21,6 +21,8 @@ def drafters(json_output: Annotated[bool, typer.Option("--json", help="JSON on s
     console = results()
     for name in names:
         console.print(name)
+    for name, (argument, _) in sorted(WITH_ARGUMENT.items()):
+        console.print(f"[dim]{name}:{argument}[/dim]")
     console.print("[dim]also: none, a model folder, a hub id owner/name[/dim]")
     for target in RECOMMENDED_DRAFTERS:
         console.print(f"[dim]{target} comes with a drafter of its own, which is taken where none is given[/dim]")

@@ -10,6 +10,7 @@ from typing import Annotated, cast
 import typer
 
 from forerun.cli.console import one_line_errors, progress_bar, shows_progress
+from forerun.cli.explanation import print_explanation
 from forerun.cli.options import (
     DEFAULT_TARGET,
     DeviceOption,
@@ -56,6 +57,7 @@ def generate(
     acceptance: Annotated[str, typer.Option("--acceptance", help="match: the same tokens as without drafts; block: only the same law, a few more accepted.")] = "match",
     save: Annotated[Path | None, typer.Option("--save", help="Write what `forerun resume` goes on with.")] = None,
     max_num_seqs: Annotated[int, typer.Option("--max-num-seqs", help="Prompts that run together, at most.")] = 16,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what drafting cost and brought, and why there was not more of it.")] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Continue prompts. With --json: one object a prompt and line, in the order given."""
@@ -89,7 +91,11 @@ def generate(
         seconds = time.perf_counter() - began
         if save is not None:
             write_saved(save, [SavedRequest.of(output, row.params) for row, output in zip(rows, outputs, strict=True) if row.params and not output.error])
-    show(rows, outputs, seconds, json_output)
+    try:
+        show(rows, outputs, seconds, json_output)
+    finally:
+        if explain:
+            print_explanation(llm.explain(), json_output)
 
 
 def _generate(llm: LLM, rows: Sequence[PromptRow], progress: bool) -> list[RequestOutput]:

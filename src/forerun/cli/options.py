@@ -12,7 +12,7 @@ import typer
 
 from forerun.config import NumDraftTokens, StructuredOutputsParams, check_num_draft_tokens
 from forerun.llm import LLM, Drafters
-from forerun.prompts import Prompt, bundled_prompts, read_prompts, spread
+from forerun.prompts import Prompt, read_workloads
 from forerun.types import InvalidInputError
 
 DEFAULT_TARGET = "forerun/default"
@@ -29,10 +29,30 @@ NumPromptsOption = Annotated[int, typer.Option("--num-prompts", help="How many o
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")]
 
 
+WorkloadsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--prompts",
+        help="JSON lines: own prompts, MT-bench, Spec-Bench, HumanEval, GSM8K; `bundled` is those of the package. Repeat for several. Left out: bundled.",
+    ),
+]
+
+
 def check_file(name: str, file: Path | None) -> None:
     """Before anything is measured. Raises InvalidInputError where no file can be written."""
     if file is not None and (file.is_dir() or not file.parent.is_dir()):
         raise InvalidInputError(name, str(file), "give a file in a folder that exists")
+
+
+def read_report(file: Path) -> dict[str, Any]:
+    """What `--output` once wrote. Raises InvalidInputError for a file that is no report of a bench."""
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInputError("from", str(file), f"cannot be read ({error}): give a file that --output wrote") from error
+    if not isinstance(report, dict) or not isinstance(report.get("results"), list) or any("methods" not in each for each in report["results"]):
+        raise InvalidInputError("from", str(file), "is no report of forerun bench: give a file that its --output wrote")
+    return report
 
 
 def write_json(file: Path | None, report: dict[str, Any]) -> None:
@@ -48,9 +68,7 @@ def command_line() -> str:
 
 def chosen_prompts(file: Path | None, count: int) -> list[Prompt]:
     """`count` prompts of the file, or of the bundled ones, evenly spaced. Raises InvalidInputError."""
-    if count < 1:
-        raise InvalidInputError("num_prompts", count, "give a whole number of 1 or more")
-    return spread(bundled_prompts() if file is None else read_prompts(file), count)
+    return read_workloads([] if file is None else [file], count)
 
 
 def drafter_argument(names: list[str] | None) -> Drafters:

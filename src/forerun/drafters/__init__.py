@@ -13,7 +13,10 @@ from forerun.drafters.base import DraftBudget, Drafter, DrafterContext, DraftReq
 from forerun.drafters.cross_vocabulary import CrossVocabulary
 from forerun.drafters.draft_model import DraftModel
 from forerun.drafters.prompt_lookup import PromptLookup
+from forerun.drafters.recycling import Recycling
 from forerun.drafters.self_speculation import SelfSpeculation
+from forerun.drafters.suffix import Suffix
+from forerun.drafters.suffix_store import SuffixStore
 from forerun.models.loading import own_tokenizer, tokenizer_difference
 from forerun.types import InvalidInputError, ModelLoadError
 
@@ -21,7 +24,12 @@ DrafterFactory = Callable[[DrafterContext], Drafter]
 DrafterSpec = str | Path | PreTrainedModel | Drafter | DrafterFactory
 
 ENTRY_POINT_GROUP = "forerun.drafters"
-REGISTRY: dict[str, DrafterFactory] = {PromptLookup.name: PromptLookup, SelfSpeculation.name: SelfSpeculation}
+REGISTRY: dict[str, DrafterFactory] = {PromptLookup.name: PromptLookup, Recycling.name: Recycling, SelfSpeculation.name: SelfSpeculation, Suffix.name: Suffix}
+# `name:ARGUMENT`: what stands behind the colon, and who reads it
+WITH_ARGUMENT: dict[str, tuple[str, Callable[[DrafterContext, str], Drafter]]] = {
+    SelfSpeculation.name: ("LAYERS, like 0,1,5", SelfSpeculation.with_layers),
+    Suffix.name: ("FILE, with the outputs that were saved in it", Suffix.with_file),
+}
 
 
 def available() -> list[str]:
@@ -30,7 +38,7 @@ def available() -> list[str]:
 
 
 def create(spec: DrafterSpec, context: DrafterContext) -> Drafter:
-    """A drafter from a name (`self:0,1,5` names layers), a model folder, a hub id (`owner/name`), a loaded model, a factory, or itself.
+    """A drafter from a name (`suffix:FILE` names a store, `self:0,1,5` layers), a model folder, a hub id (`owner/name`), a loaded model, a factory, or itself.
 
     Raises InvalidInputError for an unknown name, ModelLoadError for a model that does not fit the target.
     """
@@ -42,8 +50,9 @@ def create(spec: DrafterSpec, context: DrafterContext) -> Drafter:
     name = str(spec)
     if name in REGISTRY:
         return REGISTRY[name](context)
-    if name.startswith(f"{SelfSpeculation.name}:"):
-        return SelfSpeculation.named(name, context)
+    kind, _, argument = name.partition(":")
+    if argument and kind in WITH_ARGUMENT:
+        return WITH_ARGUMENT[kind][1](context, argument)
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         factory: DrafterFactory = point.load()
         return factory(context)
@@ -67,4 +76,17 @@ def _from_model(source: str | PreTrainedModel, context: DrafterContext) -> Draft
     return made
 
 
-__all__ = ["ENTRY_POINT_GROUP", "REGISTRY", "DraftBudget", "DraftRequest", "Drafter", "DrafterContext", "DrafterSpec", "available", "create"]
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "REGISTRY",
+    "WITH_ARGUMENT",
+    "DraftBudget",
+    "DraftRequest",
+    "Drafter",
+    "DrafterContext",
+    "DrafterSpec",
+    "Suffix",
+    "SuffixStore",
+    "available",
+    "create",
+]

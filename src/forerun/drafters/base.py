@@ -40,11 +40,12 @@ class DraftRequest(Protocol):
 class DraftBudget:
     """What one request's draft may be: up to `depth` tokens one after the other, up to `width` beside each other at each depth.
 
-    `width` 1 is a chain, `depth` 0 no draft at all.
+    `width` 1 is a chain, `depth` 0 no draft at all. A branch whose scores multiply to less than `least` is not worth going on with.
     """
 
     depth: int
     width: int = 1
+    least: float = 0.0
 
     def __bool__(self) -> bool:
         return self.depth > 0
@@ -66,6 +67,10 @@ class Drafter(Protocol):
     def free(self, request_ids: Sequence[int]) -> None:
         """Forgets finished requests."""
         ...
+
+    # A drafter that knows what it costs also has
+    #   draft_seconds(num_requests: int, budget: DraftBudget) -> float
+    # seconds of one call for so many requests alike; without it the engine goes by its own clock.
 
 
 @dataclass(frozen=True, slots=True)

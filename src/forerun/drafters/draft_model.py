@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from forerun.drafters.base import DraftBudget, DrafterContext, DraftRequest
+from forerun.drafters.growing_tree import GrowingTree
+from forerun.drafters.guesses import guesses
 from forerun.kv_cache.contiguous import ContiguousCache, ContiguousSequence
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
 from forerun.models.linear import pack_where_faster
 from forerun.models.loading import check_class, load_model, load_tokenizer, shared_copy, shown_name, tokenizer_difference
-from forerun.sampling.noise import DRAFT_STREAM, stream_seed
-from forerun.sampling.path_state import PathState
-from forerun.sampling.processors import process
-from forerun.sampling.sampler import draw
-from forerun.types import ModelLoadError, RequestFailedError, TokenTree, Verified
+from forerun.models.pass_cost import PassCost
+from forerun.types import ModelLoadError, TokenTree, Verified
 
-CAPTURED_ROWS = 8  # a draft step has one row a request, its first one or two
+CAPTURED_ROWS = 16  # a draft step has a few rows a request
+TREE_ROWS = 256  # behind a request's tokens, for the rows of a draft with branches
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class _Sequence:
 
 
 class DraftModel:
-    """Drafts a chain token by token; all requests advance together, one pass a token."""
+    """Drafts a chain or a tree, level by level; all requests advance together, one pass a level."""
 
     def __init__(self, model: PreTrainedModel, context: DrafterContext, name: str = "draft_model") -> None:
         self.name = name
@@ -56,6 +56,7 @@ class DraftModel:
         self._vocab_size = min(self._model.vocab_size, context.vocab_size)
         self._num_unknown = context.vocab_size - self._vocab_size  # tokens of the target that this model lacks
         self._max_len = min(context.max_model_len, getattr(model.config, "max_position_embeddings", context.max_model_len))
+        self._cost = None if context.target is None else PassCost.measure(self._model, self._max_len)
         self._cache = ContiguousCache()
         self._sequences: dict[int, _Sequence] = {}
 
@@ -80,28 +81,40 @@ class DraftModel:
         return cls(model, context, shown_name(source))
 
     def propose(self, requests: Sequence[DraftRequest], budget: Sequence[DraftBudget]) -> list[TokenTree]:
-        drafts: list[list[int]] = [[] for _ in requests]
-        laws: list[list[torch.Tensor | None]] = [[] for _ in requests]
-        limits = [self._limit(request, most.depth) for request, most in zip(requests, budget, strict=True)]
-        active = [index for index, limit in enumerate(limits) if limit > 0]
-        segments = [self._catch_up(requests[index]) for index in active]
-        states = {index: _fork(requests[index].path_state) for index in active}
+        drafts = [
+            GrowingTree(request, replace(most, depth=self._limit(request, most.depth))) for request, most in zip(requests, budget, strict=True)
+        ]
+        active = [draft for draft in drafts if not draft.is_done]
+        segments = [self._catch_up(draft.request) for draft in active]
         while active:
-            ends = list(accumulate(len(segment.token_ids) for segment in segments))
-            logits = self._model.forward(segments)[:, : self._vocab_size]
-            if self._num_unknown:
-                logits = F.pad(logits, (0, self._num_unknown), value=float("-inf"))
-            if len(ends) < len(logits):
-                logits = logits[[end - 1 for end in ends]]
-            for segment in segments:
+            logits = self._logits(segments, [len(draft.frontier) for draft in active])
+            places = [place for draft in active for place in draft.places()]
+            found = iter(guesses(places, logits, max(draft.budget.width for draft in active), self._context))
+            for draft in active:
+                draft.grow([next(found) for _ in draft.frontier])
+            active = [draft for draft in active if not draft.is_done]
+            segments = [self._next(draft) for draft in active]
+        return [draft.tree() for draft in drafts]
+
+    def _logits(self, segments: list[Segment], num_places: Sequence[int]) -> torch.Tensor:
+        """Of each segment's last rows, so many as it has places: `[num_places, vocab_size]`."""
+        logits = self._model.forward(segments)[:, : self._vocab_size]
+        if self._num_unknown:
+            logits = F.pad(logits, (0, self._num_unknown), value=float("-inf"))
+        for segment in segments:
+            if not segment.seen:
                 segment.kv.advance(len(segment.token_ids))
-            drawn = self._draw([requests[i] for i in active], [drafts[i] for i in active], [states[i] for i in active], logits)
-            for index, (token_id, law) in zip(active, drawn, strict=True):
-                drafts[index].append(token_id)
-                laws[index].append(law)
-            active = [index for index in active if len(drafts[index]) < limits[index]]
-            segments = [self._next(requests[index].request_id, drafts[index][-1]) for index in active]
-        return [TokenTree.chain(draft, laws=drawn_from) for draft, drawn_from in zip(drafts, laws, strict=True)]
+        if len(logits) == sum(num_places):
+            return logits
+        ends = accumulate(len(segment.token_ids) for segment in segments)
+        return logits[[row for end, count in zip(ends, num_places, strict=True) for row in range(end - count, end)]]
+
+    def draft_seconds(self, num_requests: int, budget: DraftBudget) -> float:
+        """Of one call: a pass a level, the first over a few new tokens of each request, the others over its frontier."""
+        if not budget or self._cost is None:
+            return 0.0
+        further = self._cost.seconds(num_requests * budget.width, num_requests)
+        return self._cost.seconds(2 * num_requests, num_requests) + (budget.depth - 1) * further
 
     def _limit(self, request: DraftRequest, most: int) -> int:
         """None behind a token that this model does not have, nor past its context."""
@@ -113,7 +126,8 @@ class DraftModel:
         """The request's tokens that the cache lacks; a long run of them is prefilled, the rest returned as rows."""
         held = self._sequences.get(request.request_id)
         if held is None:
-            kv = self._cache.allocate(request.request_id, min(self._max_len, len(request.prompt_token_ids) + request.params.max_tokens))
+            num_tokens = min(self._max_len, len(request.prompt_token_ids) + request.params.max_tokens)
+            kv = self._cache.allocate(request.request_id, num_tokens + TREE_ROWS)
             held = self._sequences[request.request_id] = _Sequence(kv)
         token_ids = request.token_ids
         held.rewind(token_ids)
@@ -126,39 +140,20 @@ class DraftModel:
         held.num_known = len(token_ids)
         return Segment(held.kv, token_ids[start:], start)
 
-    def _next(self, request_id: int, token_id: int) -> Segment:
-        held = self._sequences[request_id]
-        held.cached.append(token_id)
-        return Segment(held.kv, [token_id], held.kv.num_tokens)
-
-    def _draw(
-        self, requests: list[DraftRequest], drafts: list[list[int]], states: list[PathState | None], logits: torch.Tensor
-    ) -> list[tuple[int, torch.Tensor | None]]:
-        """The token that the drafter itself would emit, and for `acceptance="block"` the law that it was drawn from."""
-        if all(request.params.is_plain_argmax for request in requests):
-            return [(token_id, None) for token_id in logits.argmax(dim=-1).tolist()]
-        drawn: list[tuple[int, torch.Tensor | None]] = []
-        for request, draft, state, row in zip(requests, drafts, states, logits, strict=True):
-            try:
-                drawn.append(self._draw_one(request, draft, state, row))
-            except RequestFailedError:
-                # where the target comes here too it ends the request; until then the bare argmax is a guess, and the neighbours go on
-                drawn.append((int(row.argmax()), None))
-        return drawn
-
-    def _draw_one(
-        self, request: DraftRequest, draft: list[int], state: PathState | None, row: torch.Tensor
-    ) -> tuple[int, torch.Tensor | None]:
-        """Drawn with the noise that the target will use at that position; for "block" with noise of its own."""
-        prefix = request.output_token_ids + draft
-        processed = process(row, request.params, request.prompt_token_ids, prefix, self._context.end_token_ids, state)
-        is_block = request.params.acceptance == "block" and not request.params.is_greedy
-        seed = stream_seed(request.seed, DRAFT_STREAM, len(request.token_ids)) if is_block else request.seed
-        position = len(request.prompt_token_ids) + len(prefix)
-        token_id = draw(processed, None if request.params.is_greedy else self._context.noise.row(seed, position))
-        if state is not None:
-            state.advance(token_id)
-        return token_id, processed.softmax(dim=-1) if is_block else None
+    def _next(self, draft: GrowingTree) -> Segment:
+        """The frontier's rows. A chain goes on where the text ends, and stays cached as far as the target agrees; the rows of a tree are
+        written behind each other, and each sees its own path.
+        """
+        held = self._sequences[draft.request.request_id]
+        tokens = [draft.token_ids[node] for node in draft.frontier]
+        if draft.budget.width == 1:
+            held.cached += tokens
+            return Segment(held.kv, tokens, held.kv.num_tokens)
+        first = held.kv.num_tokens + len(draft.slots)
+        for node in draft.frontier:
+            draft.slots[node] = held.kv.num_tokens + len(draft.slots)
+        seen = [[draft.slots[each] for each in draft.nodes_to(node)] for node in draft.frontier]
+        return Segment(held.kv, tokens, first, [held.kv.num_tokens + draft.depth - 1] * len(tokens), seen)
 
     def observe(self, requests: Sequence[DraftRequest], verified: Sequence[Verified]) -> None:
         pass  # the next propose compares the cache with the request's tokens
@@ -168,10 +163,3 @@ class DraftModel:
             self._sequences.pop(request_id, None)
             self._cache.free(request_id)
 
-
-def _fork(state: PathState | None) -> PathState | None:
-    """For a draft that is thrown away; None too where the request's processors cannot be copied any more."""
-    try:
-        return None if state is None else state.fork()
-    except RequestFailedError:
-        return None

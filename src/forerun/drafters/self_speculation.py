@@ -66,14 +66,13 @@ class SelfSpeculation:
             self._model = CausalModel(with_layers(context.target.model, self.layers), min_rows=1, capture_rows=CAPTURED_ROWS)
 
     @classmethod
-    def named(cls, name: str, context: DrafterContext) -> SelfSpeculation:
-        """From `self:0,1,5`, which names the layers. Raises InvalidInputError for layers that the target does not have."""
-        _, _, listed = name.partition(":")
+    def with_layers(cls, context: DrafterContext, listed: str) -> SelfSpeculation:
+        """With these layers, `0,1,5`. Raises InvalidInputError for layers that the target does not have."""
         count = 0 if context.target is None else len(decoder_layers(context.target.model)[1])
         numbers = [number.strip() for number in listed.split(",")]
         layers = [int(number) for number in numbers if number.isdecimal()]
         if len(layers) != len(numbers) or layers != sorted(set(layers)) or (count and layers[-1] >= count):
-            raise InvalidInputError("drafter", name, f"name layers of the target in rising order, from 0 to {count - 1}" if count else "name layers like self:0,1,5")
+            raise InvalidInputError("drafter", f"{cls.name}:{listed}", f"name layers of the target in rising order, from 0 to {count - 1}" if count else "name layers like self:0,1,5")
         return cls(context, layers)
 
     def propose(self, requests: Sequence[DraftRequest], budget: Sequence[DraftBudget]) -> list[TokenTree]:

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -20,12 +21,14 @@ from forerun.engine.scheduler import Scheduler
 from forerun.engine.verifier import Verifier
 from forerun.kv_cache.protocol import KVCache
 from forerun.models.causal_model import CausalModel
+from forerun.models.pass_cost import PassCost
 from forerun.sampling.bad_words import bad_word_token_ids
 from forerun.sampling.grammar import Grammars
 from forerun.sampling.noise import GumbelNoise, derived_seed
 from forerun.sampling.path_state import PathState
+from forerun.speculator.explanation import Explanation, explain
 from forerun.speculator.speculator import Speculator
-from forerun.types import InvalidInputError, Verified
+from forerun.types import InvalidInputError, SpeculationStats, TokenTree, Verified
 
 
 class LLMEngine:
@@ -41,6 +44,7 @@ class LLMEngine:
         tokenizer: PreTrainedTokenizerBase | None,
         eos_token_ids: tuple[int, ...],
         max_model_len: int,
+        passes: PassCost,
     ) -> None:
         self.tokenizer = tokenizer
         self.eos_token_ids = eos_token_ids
@@ -48,10 +52,12 @@ class LLMEngine:
         self.vocab_size = model.vocab_size
         self.kv_cache = kv_cache
         self.scheduler = Scheduler(config.max_num_seqs)
-        self.speculator = Speculator(drafters, config, model.vocab_size)
+        self.speculator = Speculator(drafters, config, model.vocab_size, passes)
         self.model_runner = ModelRunner(model, self.kv_cache)
         self.verifier = Verifier(noise)
         self._grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab_size, eos_token_ids)
+        self.finished_stats = SpeculationStats()  # of all requests that ended
+        self._max_num_draft_tokens = config.max_num_draft_tokens
         self._next_request_id = 0
 
     def add_request(self, prompt_token_ids: list[int], params: SamplingParams) -> list[int]:
@@ -143,17 +149,19 @@ class LLMEngine:
         clock = [time.perf_counter()]
         batch = self.scheduler.schedule()
         clock.append(time.perf_counter())
+        self.model_runner.prefill(batch)
+        clock.append(time.perf_counter())
         trees = self.speculator.propose(batch.requests)
         clock.append(time.perf_counter())
         logits = self.model_runner.forward(batch, trees)
         clock.append(time.perf_counter())
         verified = self.verifier.verify(batch, trees, logits)
         self._keep(batch, verified)
-        self.speculator.observe(batch.requests, verified, None if batch.joined else clock[3] - clock[2])
+        self.speculator.observe(batch.requests, verified)
         updates = self.scheduler.commit(batch, verified)
-        self._release([request for request in batch.requests if request.finish_reason is not None])
         clock.append(time.perf_counter())
-        self._account(batch, [len(tree) for tree in trees], clock)
+        self._account(updates, trees, clock)
+        self._release([request for request in batch.requests if request.finish_reason is not None])
         return updates
 
     def _keep(self, batch: Batch, verified: Sequence[Verified]) -> None:
@@ -164,6 +172,7 @@ class LLMEngine:
     def _release(self, requests: Sequence[Request]) -> None:
         self.speculator.free([request.request_id for request in requests])
         for request in requests:
+            self.finished_stats.add(request.stats)
             heir = self._heir(request)
             if heir is not None:
                 self.kv_cache.hand_over(request.request_id, heir.request_id, len(request.prompt_token_ids) - 1)
@@ -178,17 +187,25 @@ class LLMEngine:
         siblings = (other for other in self.scheduler.waiting if other.prompt_id == request.prompt_id)
         return next((other for other in siblings if other.request_id not in self.kv_cache), None)
 
-    @staticmethod
-    def _account(batch: Batch, num_draft_tokens: Sequence[int], clock: Sequence[float]) -> None:
+    def _account(self, updates: Sequence[RequestUpdate], trees: Sequence[TokenTree], clock: Sequence[float]) -> None:
         """Shares the step's times out by rows."""
-        scheduled, drafted, passed, ended = (after - before for before, after in zip(clock, clock[1:], strict=False))
-        num_rows = len(batch.requests) + sum(num_draft_tokens)
-        for request, num_drafted in zip(batch.requests, num_draft_tokens, strict=True):
-            share = (1 + num_drafted) / num_rows
-            request.stats.num_draft_tokens += num_drafted
-            request.stats.draft_seconds += drafted * share
-            request.stats.verify_seconds += passed * share
-            request.stats.other_seconds += (scheduled + ended) * share
+        scheduled, prefilled, drafted, passed, ended = (after - before for before, after in pairwise(clock))
+        expected = self.speculator.step_took(sum(len(update.tokens) for update in updates), passed, scheduled + ended)
+        num_rows = len(trees) + sum(map(len, trees))
+        for update, tree, decision in zip(updates, trees, expected.decisions, strict=True):
+            share, stats = (1 + len(tree)) / num_rows, update.request.stats
+            stats.num_draft_tokens += len(tree)
+            stats.draft_seconds += drafted * share
+            stats.verify_seconds += passed * share
+            stats.other_seconds += (scheduled + ended) * share
+            stats.prefill_seconds += prefilled * share
+            stats.predicted_seconds += expected.predicted_seconds * share
+            stats.plain_seconds += expected.plain_seconds * share
+            stats.decisions[decision] += 1
+            stats.drafted_by.update(tree.sources)
+
+    def explain(self) -> Explanation:
+        return explain(self.speculator, self.finished_stats, self._max_num_draft_tokens)
 
     def abort(self, request_id: int) -> None:
         """Ends a request at once; its memory is free again."""

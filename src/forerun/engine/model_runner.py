@@ -21,20 +21,23 @@ class ModelRunner:
         self.model = model
         self._kv_cache = kv_cache
 
-    def forward(self, batch: Batch, trees: Sequence[TokenTree]) -> torch.Tensor:
-        """Logits `[sum(1 + len(tree)), vocab_size]`: row 0 of a request follows its last token, row 1 + i its tree's node i.
-
-        Trees stand depth first.
-        """
+    def prefill(self, batch: Batch) -> None:
+        """Fills the caches of the requests that joined with all known tokens but the last."""
         joined = {request.request_id for request in batch.joined}
         prefilled = {request.prompt_id: request for request in batch.requests if request.request_id not in joined}
         for request in batch.joined:
             self._prefill(request, prefilled.get(request.prompt_id))
             prefilled[request.prompt_id] = request
+
+    def forward(self, batch: Batch, trees: Sequence[TokenTree]) -> torch.Tensor:
+        """Logits `[sum(1 + len(tree)), vocab_size]`: row 0 of a request follows its last token, row 1 + i its tree's node i.
+
+        Trees stand depth first.
+        """
         return self.model.forward([self._rows(request, tree) for request, tree in zip(batch.requests, trees, strict=True)])
 
     def _prefill(self, request: Request, sibling: Request | None) -> None:
-        """Fills the cache with all known tokens but the last; those of the prompt come from a sibling, if there is or was one."""
+        """The tokens of the prompt come from a sibling, if there is or was one."""
         num_tokens = len(request.prompt_token_ids) + request.params.max_tokens
         known = request.token_ids[:-1]
         if request.request_id in self._kv_cache:

@@ -57,7 +57,9 @@ class Scheduler:
         stats = request.stats
         stats.num_target_passes += 1
         stats.num_output_tokens += len(tokens)
-        stats.count_accepted(min(kept.num_accepted_tokens, len(tokens)))
+        num_accepted = min(kept.num_accepted_tokens, len(tokens))
+        stats.count_accepted(num_accepted)
+        stats.accepted_by.update(kept.tree.sources[node] for node in kept.path[:num_accepted] if kept.tree.sources)
         return RequestUpdate(request, tokens)
 
     @staticmethod

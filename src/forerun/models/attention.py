@@ -26,12 +26,16 @@ class Segment:
     """The rows of one request in a pass: `token_ids` at positions `start...`; behind a draft with branches, `positions` row by row.
 
     Rows of a tree stand depth first, so that each row that does not follow on its neighbour begins a new branch.
+
+    A drafter's rows need not equal anything: with `seen` they are written to the slots `start...` whatever their positions, and row `i` sees the
+    known tokens and, of the slots behind them, `seen[i]`.
     """
 
     kv: SequenceKV
     token_ids: list[int]
     start: int
     positions: list[int] = field(default_factory=list)
+    seen: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.positions:
@@ -91,19 +95,51 @@ class _Run:
 
 
 @dataclass(slots=True)
+class _Bush:
+    """Rows `[low, high)` of the pass, a drafter's, in one attention call over everything that any of them sees."""
+
+    segment: Segment
+    low: int
+    high: int
+    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def num_keys(self) -> int:
+        return self.segment.start + self.high - self.low
+
+    def mask(self, window: int | None, like: torch.Tensor) -> torch.Tensor:
+        """Additive `[1, 1, num_rows, num_keys]`. Made once a pass and window."""
+        found = self.masks.get(window)
+        if found is None:
+            known = self.segment.kv.num_tokens
+            visible = torch.zeros(self.high - self.low, self.num_keys, dtype=torch.bool)
+            for row, (position, slots) in enumerate(zip(self.segment.positions, self.segment.seen, strict=True)):
+                visible[row, max(0, 0 if window is None else position + 1 - window) : known] = True
+                visible[row, slots] = True
+            hidden = ~visible.to(like.device)
+            found = self.masks[window] = like.new_zeros(1, 1, *hidden.shape).masked_fill_(hidden, float("-inf"))
+        return found
+
+
+@dataclass(slots=True)
 class AttentionPlan:
     """How the rows of one pass attend; made once a pass, read by every layer."""
 
     runs: list[_Run]
     trees: list[tuple[SequenceKV, int, int]]  # rows [low, high) of each draft with branches
+    bushes: list[_Bush]
     num_rows: int  # of the pass, padding included
     min_rows: int  # of one attention call
 
     @classmethod
     def of(cls, segments: list[Segment], num_rows: int, min_rows: int) -> AttentionPlan:
-        plan = cls([], [], num_rows, min_rows)
+        plan = cls([], [], [], num_rows, min_rows)
         low = 0
         for segment in segments:
+            if segment.seen:
+                plan.bushes.append(_Bush(segment, low, low + len(segment.token_ids)))
+                low += len(segment.token_ids)
+                continue
             runs = segment.runs()
             plan.runs += [_Run.of(segment.kv, low + first, low + last, segment.positions[first]) for first, last in runs]
             if len(runs) > 1:
@@ -139,12 +175,17 @@ class AttentionPlan:
                 out[:, group.low : group.high] = result[:, : group.high - group.low]
         for kv, low, high in self.trees:
             kv.hold(layer, key[0, :, low:high], value[0, :, low:high])
+        for bush in self.bushes:
+            keys, values = bush.segment.kv.write(layer, bush.segment.start, key[0, :, bush.low : bush.high], value[0, :, bush.low : bush.high])
+            seen = (keys[None, :, : bush.num_keys], values[None, :, : bush.num_keys])
+            result = _scaled_dot_product(query[:, :, bush.low : bush.high], *seen, bush.mask(window, query), scaling, softcap, sinks)
+            out[:, bush.low : bush.high] = result.transpose(1, 2)
         return out
 
     @property
     def _is_single(self) -> bool:
         """One group of one request: the pass's padding rows serve as the group's."""
-        return len(self.runs) == 1 and len(self.runs[0].groups) == 1
+        return not self.bushes and len(self.runs) == 1 and len(self.runs[0].groups) == 1
 
     def _attend_group(
         self,

@@ -78,6 +78,8 @@ class CausalModel:
         num_rows = len(token_ids)
         padding = max(0, self.min_rows - num_rows)
         padding += -(num_rows + padding) % self.row_multiple
+        if num_rows + padding <= self._capture_rows:  # a few sizes are captured, not each
+            padding = min(1 << (num_rows + padding - 1).bit_length(), self._capture_rows) - num_rows
         token_ids += token_ids[-1:] * padding
         positions += positions[-1:] * padding
         inputs = torch.tensor([token_ids, positions], dtype=torch.int64, device=self.device)

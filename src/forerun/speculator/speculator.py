@@ -1,112 +1,249 @@
-"""Asks the drafters, within each request's draft length."""
+"""Asks the drafters as far as that pays, makes one tree a request of their guesses, and learns what became of them."""
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from forerun.config import EngineConfig, NumDraftTokens
 from forerun.drafters.base import DraftBudget, Drafter, DraftRequest
-from forerun.speculator.draft_length import Cost, DraftLength
+from forerun.models.pass_cost import PassCost
+from forerun.speculator.admission import admit
+from forerun.speculator.cost_model import CostModel
+from forerun.speculator.merge import merge
+from forerun.speculator.plan import MARGIN, Decision
+from forerun.speculator.source import Source
+from forerun.speculator.survival import survivals
 from forerun.types import TokenTree, Verified
 
-logger = logging.getLogger(__name__)
+FREE_SHARE = 0.01  # of plain decoding's time: a drafter that costs less is asked at every step
+FREE_WIDTH = 4
+PROBE_SHARE = 0.01  # of the time: what may go into drafts that promise nothing, so that a change for the better is seen
+PLAN_STEPS = 32  # plans are made anew after so many steps
+FORCED = "grammar"  # the source of tokens that a grammar leaves no choice about
 
-UNMEASURED_COST = 0.1  # of a drafted token, in target passes, until both were timed
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """What was expected of a step and of plain decoding in its place, in seconds; and what was decided, request by request."""
+
+    predicted_seconds: float
+    plain_seconds: float
+    decisions: tuple[Decision, ...]
 
 
 class Speculator:
-    """One or more drafters, asked in order: a request takes the first draft that is not empty."""
+    """From drafters to drafts.
 
-    def __init__(self, drafters: Sequence[Drafter], config: EngineConfig, vocab_size: int) -> None:
-        self.drafters = list(drafters)
+    With a fixed number of draft tokens the drafters are asked in order for a chain, and a request takes the first that is not empty. With "auto"
+    the guesses of all that pay are merged, and what is worth its rows is verified.
+    """
+
+    def __init__(self, drafters: Sequence[Drafter], config: EngineConfig, vocab_size: int, passes: PassCost) -> None:
         self._config = config
         self._vocab_size = vocab_size
-        self._lengths: dict[int, DraftLength] = {}
-        self._draft_token_cost = Cost()
-        self._pass_cost = Cost()
-        self._depths: list[int] = []  # of the last drafts
+        self.costs = CostModel(passes)
+        self.drafters = list(drafters)
+
+    @property
+    def drafters(self) -> list[Drafter]:
+        return [source.drafter for source in self.sources]
+
+    @drafters.setter
+    def drafters(self, drafters: Sequence[Drafter]) -> None:
+        self.sources = [Source(drafter) for drafter in drafters]
+        self._allowance = 0.0  # seconds that may go into probes
+        self._num_steps = 0
+        # of the step that runs
+        self._proposals: list[list[tuple[Source, TokenTree]]] = []
+        self._decisions: list[Decision] = []
+        self._predicted = 0.0
+        self._shape = (1, 1)  # rows and runs of the pass
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        """One draft a request. A drafter that raises drafts nothing, and is named in the log."""
-        limits = [self._limit(request) for request in requests]
-        trees = forced = [self._forced(request, limit) for request, limit in zip(requests, limits, strict=True)]
-        budget = [0 if tree else self._budget(request, limit) for request, tree, limit in zip(requests, trees, limits, strict=True)]
-        began = time.perf_counter()
-        for drafter in self.drafters:
-            missing = [most if not tree else 0 for tree, most in zip(trees, budget, strict=True)]
-            if not any(missing):
-                break
-            try:
-                proposed = drafter.propose(requests, [DraftBudget(most) for most in missing])
-                valid = [self._valid(*each) for each in zip(requests, proposed, missing, strict=True)]
-            except Exception:
-                logger.exception("drafter %s failed; this step goes on without it", drafter.name)
-                continue
-            trees = [ours or theirs for ours, theirs in zip(trees, valid, strict=True)]
-        # forced tokens cost next to nothing and are nearly always right: they say nothing about the drafters
-        self._depths = [0 if known else tree.depth for tree, known in zip(trees, forced, strict=True)]
-        if any(self._depths):
-            self._draft_token_cost.measured((time.perf_counter() - began) / max(self._depths))
+        """One draft a request, every branch's nodes side by side. A drafter that raises drafts nothing, and is named in the log."""
+        self._proposals = [[] for _ in requests]
+        self._decisions = ["off_by_request"] * len(requests)
+        self._predicted = 0.0
+        trees = [TokenTree()] * len(requests)
+        if self.sources:
+            limits = [self._limit(index, request) for index, request in enumerate(requests)]
+            trees = [self._forced(index, request, limit) for index, (request, limit) in enumerate(zip(requests, limits, strict=True))]
+            open_ = [index for index, limit in enumerate(limits) if limit > 0 and not trees[index]]
+            auto = [index for index in open_ if self._asked(requests[index]) == "auto"]
+            fixed = {index: DraftBudget(limits[index]) for index in open_ if self._asked(requests[index]) != "auto"}
+            self._draft_fixed(requests, fixed, trees)
+            if auto:
+                self._draft_auto(requests, {index: limits[index] for index in auto}, trees)
+        self._shape = (len(requests) + sum(map(len, trees)), sum(max(1, tree.num_leaves) for tree in trees))
         return trees
-
-    def _forced(self, request: DraftRequest, limit: int) -> TokenTree:
-        """What the grammar leaves no choice about, also where "auto" would draft nothing: these guesses are free. The same text may be cut
-        into other tokens, so they are verified like any other.
-        """
-        if request.path_state is None or limit == 0:
-            return TokenTree()
-        return self._valid(request, TokenTree.chain(request.path_state.forced_token_ids()), limit)
 
     def _asked(self, request: DraftRequest) -> NumDraftTokens:
         asked = request.params.num_draft_tokens
         return self._config.num_draft_tokens if asked is None else asked
 
-    def _limit(self, request: DraftRequest) -> int:
-        """The most that may be drafted: at most what `max_tokens` leaves beside the target's own token."""
+    def _limit(self, index: int, request: DraftRequest) -> int:
+        """The deepest draft: at most what `max_tokens` leaves beside the target's own token."""
         asked = self._asked(request)
+        if asked == 0:
+            return 0
         left = request.params.max_tokens - len(request.output_token_ids) - 1
-        return min(self._config.max_num_draft_tokens if asked == "auto" else asked, left) if self.drafters and left > 0 else 0
+        self._decisions[index] = "no_candidate" if left > 0 else "no_room"
+        return min(self._config.max_num_draft_tokens if asked == "auto" else asked, left)
 
-    def _budget(self, request: DraftRequest, limit: int) -> int:
-        """What the drafters are asked for."""
-        if limit == 0 or self._asked(request) != "auto":
-            return limit
-        measured = self._draft_token_cost.times and self._pass_cost.times
-        cost = self._draft_token_cost.seconds / self._pass_cost.seconds if measured else UNMEASURED_COST
-        length = self._lengths.setdefault(request.request_id, DraftLength())
-        return length.choose(cost, limit)
+    def _forced(self, index: int, request: DraftRequest, limit: int) -> TokenTree:
+        """What the grammar leaves no choice about, also where "auto" would draft nothing: these guesses are free. The same text may be cut
+        into other tokens, so they are verified like any other.
+        """
+        if request.path_state is None or limit <= 0:
+            return TokenTree()
+        tree = self._valid(request, TokenTree.chain(request.path_state.forced_token_ids()), DraftBudget(limit)).named(FORCED)
+        if tree:
+            self._decisions[index] = "forced"
+        return tree
 
-    def _valid(self, request: DraftRequest, tree: TokenTree, most: int) -> TokenTree:
+    def _draft_fixed(self, requests: Sequence[DraftRequest], budgets: Mapping[int, DraftBudget], trees: list[TokenTree]) -> None:
+        for source in self.sources:
+            missing = {index: budget for index, budget in budgets.items() if not trees[index]}
+            for index, tree in self._ask(source, requests, missing).items():
+                trees[index] = tree
+                self._decisions[index] = "drafted"
+
+    def _draft_auto(self, requests: Sequence[DraftRequest], limits: Mapping[int, int], trees: list[TokenTree]) -> None:
+        """Drafters that cost next to nothing first; then, for each request, the one that promises most, where that is more than what is there."""
+        began = time.perf_counter()
+        most = FREE_SHARE * self.costs.plain(len(requests))
+        deepest = DraftBudget(max(limits.values()))
+        paid = [source for source in self.sources if source.cost.seconds(len(limits), deepest) > most]
+        for source in self.sources:
+            if source not in paid:
+                self._ask(source, requests, {index: self._free_budget(requests[index], limit) for index, limit in limits.items() if self._is_open(requests, index)})
+        if paid:
+            self._ask_paid(requests, {index: limit for index, limit in limits.items() if self._is_open(requests, index)}, paid)
+        merged = {index: self._merged(requests[index], index) for index in limits}
+        self._admit(requests, merged, trees, time.perf_counter() - began)
+
+    def _is_open(self, requests: Sequence[DraftRequest], index: int) -> bool:
+        """Where laws must be kept, the drafts of one drafter stay alone."""
+        return requests[index].params.acceptance != "block" or not self._proposals[index]
+
+    @staticmethod
+    def _free_budget(request: DraftRequest, limit: int) -> DraftBudget:
+        return DraftBudget(limit, 1 if request.params.acceptance == "block" else FREE_WIDTH)
+
+    def _ask_paid(self, requests: Sequence[DraftRequest], limits: Mapping[int, int], paid: Sequence[Source]) -> None:
+        wanted: list[dict[int, DraftBudget]] = [{} for _ in paid]
+        for index, limit in limits.items():
+            request = requests[index]
+            is_chain = request.params.acceptance == "block"
+            plans = [source.plan(request.request_id, len(requests), limit, is_chain, self.costs) for source in paid]
+            place = max(range(len(paid)), key=lambda each: (bool(plans[each].budget), plans[each].rate))
+            if not plans[place].budget:
+                self._decisions[index] = plans[place].reason
+            elif plans[place].rate > self._promised(requests, index):
+                wanted[place][index] = plans[place].budget
+        if limits and not any(wanted):
+            self._probe(limits, paid, wanted)
+        for source, budgets in zip(paid, wanted, strict=True):
+            self._ask(source, requests, budgets)
+
+    def _promised(self, requests: Sequence[DraftRequest], index: int) -> float:
+        """Tokens a second of a batch whose requests all have what this one's free drafters guessed."""
+        count = len(requests)
+        best, expected = 0.0, 1.0
+        for rows, survival in enumerate(sorted(self._merged(requests[index], index)[1], reverse=True), 2):
+            expected += survival
+            best = max(best, count * expected / self.costs.step(count * rows, count, count * expected))
+        return best
+
+    def _probe(self, limits: Mapping[int, int], paid: Sequence[Source], wanted: list[dict[int, DraftBudget]]) -> None:
+        """One request tries the drafter whose turn it is, once enough time has passed for it not to matter. The guess need not be verified:
+        the target's own token says whether it was right.
+        """
+        place = self._num_steps % len(paid)
+        index = list(limits)[self._num_steps % len(limits)]
+        cost = paid[place].cost.seconds(1, DraftBudget(1))
+        if cost <= self._allowance:
+            self._allowance -= cost
+            wanted[place][index] = DraftBudget(1)
+            self._decisions[index] = "probe"
+
+    def _ask(self, source: Source, requests: Sequence[DraftRequest], wanted: Mapping[int, DraftBudget]) -> dict[int, TokenTree]:
+        """The drafter's guesses, where it has some, as far as they can be verified."""
+        if not wanted:
+            return {}
+        drafts, seconds = source.ask(requests, wanted, self._valid)
+        self._predicted += seconds
+        for index, tree in drafts.items():
+            self._proposals[index].append((source, tree))
+        return drafts
+
+    def _valid(self, request: DraftRequest, tree: TokenTree, budget: DraftBudget) -> TokenTree:
         """Drafts are guesses from anywhere: cut to the budget, before the first id that is no token of the target, and where they leave
         the request's grammar. Drawn drafts (`laws`) keep what they drew: leaving some out would bend the law of the text.
         """
         wrong = (node for node, token_id in enumerate(tree.token_ids) if not 0 <= token_id < self._vocab_size)
-        tree = tree.first(min(most, next(wrong, len(tree)))).depth_first()
+        tree = tree.first(min(budget.depth * budget.width, next(wrong, len(tree)))).depth_first()
         return tree if request.path_state is None or tree.laws else request.path_state.prune(tree)
 
-    def observe(self, requests: Sequence[DraftRequest], verified: Sequence[Verified], verify_seconds: float | None) -> None:
-        """What the target kept of the step, and how long its pass took; None where prompts were in it too."""
-        if verify_seconds is not None:
-            self._pass_cost.measured(verify_seconds)
-        for request, depth, kept in zip(requests, self._depths, verified, strict=True):
-            if request.request_id in self._lengths:
-                self._lengths[request.request_id].learn(depth, kept.num_accepted_tokens)
-        for drafter in self.drafters:
-            self._tell(drafter, "observe", requests, verified)
+    def _merged(self, request: DraftRequest, index: int) -> tuple[TokenTree, list[float]]:
+        """The request's guesses as one tree, with the survival of each node."""
+        proposals = self._proposals[index]
+        if not proposals:
+            return TokenTree(), []
+        edges = [source.edges(request.request_id, tree) for source, tree in proposals]
+        tree, found = (proposals[0][1], edges[0]) if len(proposals) == 1 else merge([tree for _, tree in proposals], edges)
+        return tree, survivals(tree, found)
+
+    def _admit(
+        self, requests: Sequence[DraftRequest], merged: Mapping[int, tuple[TokenTree, list[float]]], trees: list[TokenTree], spent: float
+    ) -> None:
+        """What is worth its rows. Drawn drafts go whole: leaving out what was drawn would bend the law of the text."""
+        for index, (tree, _) in merged.items():
+            trees[index] = tree if tree.laws else trees[index]
+        open_ = {index: each for index, each in merged.items() if not trees[index]}
+        admitted = admit(
+            [tree for tree, _ in open_.values()],
+            [survival for _, survival in open_.values()],
+            num_rows=len(requests) + sum(map(len, trees)),
+            num_runs=len(requests),
+            expected_tokens=len(requests) + sum(sum(survival) for tree, survival in merged.values() if tree.laws),
+            step_seconds=self.costs.step,
+            spent=spent,
+            branch_seconds=self.costs.passes.run_seconds,
+        )
+        for index, tree in zip(open_, admitted, strict=True):
+            trees[index] = tree.depth_first()
+        for index, (tree, survival) in merged.items():
+            if self._decisions[index] == "probe":
+                continue
+            if trees[index]:
+                self._decisions[index] = "drafted"
+            elif tree:
+                alone = (1 + survival[0]) / self.costs.step(2, 1, 1 + survival[0]) > MARGIN / self.costs.plain(1)
+                self._decisions[index] = "batch_full" if alone and len(requests) > 1 else "low_acceptance"
+
+    def observe(self, requests: Sequence[DraftRequest], verified: Sequence[Verified]) -> None:
+        """What the target made of the step."""
+        self._num_steps += 1
+        for request, proposals, kept in zip(requests, self._proposals, verified, strict=True):
+            for source, tree in proposals:
+                source.learn(request.request_id, tree, kept.token_ids)
+        for source in self.sources:
+            source.observe(requests, verified)
+            if self._num_steps % PLAN_STEPS == 0:
+                source.replan()
+
+    def step_took(self, num_tokens: int, pass_seconds: float, other_seconds: float) -> StepCost:
+        """The clock of the step that `propose` began: the target's pass, and what was neither that nor drafting."""
+        count = max(1, len(self._decisions))
+        predicted = self._predicted + self.costs.step(*self._shape, num_tokens)
+        plain = self.costs.plain(count) / count * num_tokens
+        self.costs.step_took(*self._shape, num_tokens, pass_seconds, other_seconds)
+        self._allowance += PROBE_SHARE * (pass_seconds + other_seconds)
+        return StepCost(predicted, plain, tuple(self._decisions))
 
     def free(self, request_ids: Sequence[int]) -> None:
-        for request_id in request_ids:
-            self._lengths.pop(request_id, None)
-        for drafter in self.drafters:
-            self._tell(drafter, "free", request_ids)
-
-    @staticmethod
-    def _tell(drafter: Drafter, method: str, *news: object) -> None:
-        """A drafter that breaks on news costs its own guesses, never a request."""
-        try:
-            getattr(drafter, method)(*news)
-        except Exception:
-            logger.exception("drafter %s failed in %s", drafter.name, method)
-
+        for source in self.sources:
+            source.free(request_ids)

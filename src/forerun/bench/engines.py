@@ -1,0 +1,53 @@
+"""The target, loaded once, and what runs it: our engine with these or those drafters, and transformers itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from forerun.config import resolve_device, resolve_dtype
+from forerun.drafters import DrafterSpec, available
+from forerun.llm import LLM, Drafters, drafter_specs
+from forerun.models.loading import check_class, load_model, shown_name
+
+
+def labelled_drafters(drafter: Drafters, target: str) -> dict[str, DrafterSpec]:
+    """The drafters by what a bench calls them: their names, and of folders the last part, as long as no two share it."""
+    specs = drafter_specs(drafter, target)
+    names = [shown_name(str(spec)) for spec in specs]
+    short = [name if name != str(spec) else Path(name).name for name, spec in zip(names, specs, strict=True)]
+    return {brief if short.count(brief) == 1 else name: spec for brief, name, spec in zip(short, names, specs, strict=True)}
+
+
+@dataclass(slots=True)
+class Engines:
+    """One target's weights under every engine that a bench asks for."""
+
+    source: str
+    model: PreTrainedModel  # as transformers runs it; our engines share its weights
+    drafters: dict[str, DrafterSpec]  # by label
+    max_num_seqs: int
+    _made: dict[tuple[str, ...], LLM] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, target: str, drafter: Drafters, dtype: str | None, device: str | None, max_num_seqs: int) -> Engines:
+        """Raises ForerunError for what cannot be loaded."""
+        model = load_model(target, resolve_dtype(dtype), resolve_device(device))
+        check_class(model, target)
+        return cls(target, model, labelled_drafters(drafter, target), max_num_seqs)
+
+    def llm(self, labels: Sequence[str] | None = None) -> LLM:
+        """The engine with these drafters, in this order; with all of them where none are named. Made at the first call."""
+        key = tuple(self.drafters if labels is None else labels)
+        if key not in self._made:
+            specs = [self.drafters[label] for label in key]
+            self._made[key] = LLM(self.model, specs, tokenizer=self.source, max_num_seqs=self.max_num_seqs)
+        return self._made[key]
+
+    def assistant(self) -> PreTrainedModel | None:
+        """The first drafter that is a model, as transformers runs it."""
+        source = next((str(spec) for spec in self.drafters.values() if str(spec) not in available()), None)
+        return None if source is None else load_model(source, self.model.dtype, self.model.device)

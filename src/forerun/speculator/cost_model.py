@@ -1,0 +1,75 @@
+"""What a step costs: a drafter's call, the target's pass over the rows, and what stands around both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from forerun.drafters.base import DraftBudget, Drafter
+from forerun.models.pass_cost import PassCost
+
+GAIN = 0.1  # of a new measurement in a mean
+MOST_OFF = 2.0
+
+
+@dataclass(slots=True)
+class _Mean:
+    """The mean of what recurs, recent values first; one value far off moves it little, because a busy machine adds at random."""
+
+    value: float | None = None
+
+    def measured(self, value: float) -> None:
+        if self.value is None:
+            self.value = value
+        else:
+            self.value += GAIN * (min(value, MOST_OFF * self.value) - self.value)
+
+
+@dataclass(slots=True)
+class DraftCost:
+    """Seconds of one call of a drafter: what it reports itself (`draft_seconds`), put right by its clock; else what the clock said, by depth."""
+
+    drafter: Drafter
+    scale: _Mean = field(default_factory=_Mean)  # measured over reported
+    by_size: dict[int, _Mean] = field(default_factory=dict)  # a level of depth, by the binary size of the batch
+
+    def seconds(self, num_requests: int, budget: DraftBudget) -> float:
+        """Of drafting for so many requests alike; 0 until something is known."""
+        reported = self._reported(num_requests, budget)
+        if reported is not None:
+            return reported * (1.0 if self.scale.value is None else self.scale.value)
+        if not self.by_size or not budget:
+            return 0.0
+        size = num_requests.bit_length()
+        nearest = min(self.by_size, key=lambda known: (abs(known - size), known))
+        return (self.by_size[nearest].value or 0.0) * budget.depth * 2.0 ** max(0, size - nearest)
+
+    def _reported(self, num_requests: int, budget: DraftBudget) -> float | None:
+        report = getattr(self.drafter, "draft_seconds", None)
+        return None if report is None else float(report(num_requests, budget))
+
+    def measured(self, num_requests: int, budget: DraftBudget, seconds: float) -> None:
+        reported = self._reported(num_requests, budget)
+        if reported:
+            self.scale.measured(seconds / reported)
+        elif budget:
+            self.by_size.setdefault(num_requests.bit_length(), _Mean()).measured(seconds / budget.depth)
+
+
+class CostModel:
+    """Predicts a step without its drafting. `passes` is the target's staircase; the rest is learnt as steps go by."""
+
+    def __init__(self, passes: PassCost) -> None:
+        self.passes = passes
+        self._token_overhead = _Mean()
+
+    def step(self, num_rows: int, num_runs: int, num_tokens: float) -> float:
+        """Seconds of a pass over so many rows, and of the noise, sampling and text of the tokens that it emits."""
+        return self.passes.seconds(num_rows, num_runs) + (self._token_overhead.value or 0.0) * num_tokens
+
+    def plain(self, num_requests: int) -> float:
+        """Seconds of a step that drafts nothing: a token for each request."""
+        return self.step(num_requests, num_requests, num_requests)
+
+    def step_took(self, num_rows: int, num_runs: int, num_tokens: int, pass_seconds: float, other_seconds: float) -> None:
+        self.passes.observe(num_rows, num_runs, pass_seconds)
+        self._token_overhead.measured(other_seconds / max(1, num_tokens))

@@ -1,0 +1,146 @@
+"""How likely a drafted token is to be accepted: counted for each drafter by depth and score, and for each request beside that."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from forerun.types import TokenTree
+
+SCORE_EDGES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+DEPTHS = 4  # the last one stands for all further ones
+RANKS = 4
+FADE = 0.98  # of old evidence, each time its cell is seen again
+PRIOR_TRIALS = 4.0
+REQUEST_FADE = 0.9
+REQUEST_PRIOR = 2.0
+LEAST, MOST = 0.02, 0.995
+
+
+@dataclass(slots=True)
+class Share:
+    """Successes among trials, the older the less they count."""
+
+    successes: float
+    trials: float
+
+    @property
+    def mean(self) -> float:
+        return self.successes / self.trials
+
+    def count(self, success: bool) -> None:
+        self.successes = FADE * self.successes + success
+        self.trials = FADE * self.trials + 1.0
+
+
+def _prior_ranks() -> list[Share]:
+    return [Share((0.5 if rank == 0 else 0.2) * PRIOR_TRIALS, PRIOR_TRIALS) for rank in range(RANKS)]
+
+
+def _children(tree: TokenTree) -> dict[int, list[int]]:
+    """By parent; siblings in the order of the tree."""
+    children: dict[int, list[int]] = {}
+    for node, parent in enumerate(tree.parents):
+        children.setdefault(parent, []).append(node)
+    return children
+
+
+@dataclass(slots=True)
+class Survival:
+    """One drafter's record: P(a token is the target's | its parent was), by depth and by the drafter's own score, or by rank without one.
+
+    Beta-binomial counts whose prior leans on the score (algorithm: online calibration). `ranks[depth][k]`: how often the target's token was
+    the k-th child at this depth, of those places where it was none before; where a draft gets deep the text is easy, so depths differ.
+    """
+
+    cells: dict[tuple[int, int], Share] = field(default_factory=dict)
+    ranks: list[list[Share]] = field(default_factory=lambda: [_prior_ranks() for _ in range(DEPTHS)])
+
+    def edges(self, tree: TokenTree) -> list[float]:
+        """Of each node, given its parent."""
+        return [self._cell(*key).mean for key in self._keys(tree)]
+
+    def rank_edges(self, factor: float) -> list[list[float]]:
+        """P(the target's token is the k-th child), by depth and k, for a request that fares so; the last depth stands for all further ones."""
+        found = []
+        for shares in self.ranks:
+            missed, edges = 1.0, []
+            for share in shares:
+                edges.append(min(missed * share.mean * factor, 0.99 * missed))
+                missed -= edges[-1]
+            found.append(edges)
+        return found
+
+    def _cell(self, depth: int, bin_: int) -> Share:
+        cell = self.cells.get((depth, bin_))
+        if cell is None:
+            if bin_ < 0:
+                prior = 0.5 if bin_ == -1 else 0.15
+            else:
+                edges = (0.0, *SCORE_EDGES, 1.0)
+                prior = 0.9 * (edges[bin_] + edges[bin_ + 1]) / 2
+            cell = self.cells[(depth, bin_)] = Share(prior * PRIOR_TRIALS, PRIOR_TRIALS)
+        return cell
+
+    @staticmethod
+    def _keys(tree: TokenTree) -> list[tuple[int, int]]:
+        depths = tree.depths
+        if tree.scores:
+            return [(min(depth, DEPTHS - 1), bisect_right(SCORE_EDGES, score)) for depth, score in zip(depths, tree.scores, strict=True)]
+        seen: dict[int, int] = {}
+        keys = []
+        for depth, parent in zip(depths, tree.parents, strict=True):
+            rank = seen[parent] = seen.get(parent, -1) + 1
+            keys.append((min(depth, DEPTHS - 1), -1 - min(rank, 1)))
+        return keys
+
+    def learn(self, tree: TokenTree, token_ids: Sequence[int]) -> tuple[float, float]:
+        """What the text went on with (`token_ids`, as far as it is known) against the draft, verified or not.
+
+        Returns how many places the draft was right at, and how many were expected of it.
+        """
+        keys, children = self._keys(tree), _children(tree)
+        node, hits, expected = -1, 0.0, 0.0
+        for depth, token_id in enumerate(token_ids):
+            found, ranks = None, self.ranks[min(depth, DEPTHS - 1)]
+            for rank, child in enumerate(children.get(node, ())):
+                right = tree.token_ids[child] == token_id
+                cell = self._cell(*keys[child])
+                expected += cell.mean
+                cell.count(right)
+                if found is None and rank < RANKS:
+                    ranks[rank].count(right)
+                if right:
+                    found = child
+            if found is None:
+                break
+            hits += 1.0
+            node = found
+        return hits, expected
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """How one request's text fares against what a drafter's record makes one expect: 1 is as usual."""
+
+    hits: float = REQUEST_PRIOR
+    expected: float = REQUEST_PRIOR
+
+    @property
+    def factor(self) -> float:
+        return min(self.hits / self.expected, 1.5)
+
+    def learn(self, hits: float, expected: float) -> None:
+        fade = REQUEST_FADE
+        self.hits = fade * self.hits + (1 - fade) * REQUEST_PRIOR + hits
+        self.expected = fade * self.expected + (1 - fade) * REQUEST_PRIOR + expected
+
+
+def survivals(tree: TokenTree, edges: Sequence[float], factor: float = 1.0) -> list[float]:
+    """Of each node: the product of the edges down to it, each moved by the request's factor (algorithm: A_v)."""
+    found: list[float] = []
+    for parent, edge in zip(tree.parents, edges, strict=True):
+        own = min(max(edge * factor, LEAST * edge), MOST)
+        found.append(own if parent < 0 else own * found[parent])
+    return found
