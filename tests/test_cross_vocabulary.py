@@ -21,6 +21,14 @@ from forerun.drafters.cross_vocabulary import CrossVocabulary
 from forerun.drafters.draft_model import DraftModel
 from forerun.drafters.translated_text import WINDOW_BYTES, TranslatedText
 from forerun.drafters.vocabularies import Vocabulary, VocabularyPair
+from forerun.models.pass_cost import PassCost
+
+
+@pytest.fixture(autouse=True)
+def without_a_clock(monkeypatch):
+    """What passes cost is no matter here."""
+    monkeypatch.setattr(PassCost, "measure", lambda *_: PassCost.unknown())
+
 
 ORDER = shuffled_ids()
 SIZES = {"letters": 0, "some": 20, "more": VOCAB_SIZE - 258}  # pairs of letters that are tokens
@@ -112,6 +120,7 @@ def budget(*depths):
 
 
 @pytest.mark.parametrize("params", [SamplingParams(temperature=0.0), SamplingParams(temperature=0.9, top_p=0.95), SamplingParams(acceptance="block")], ids=["greedy", "sampled", "block"])
+@torch.inference_mode()
 def test_the_same_model_under_other_ids_drafts_the_same(params):
     request = FakeRequest(list(range(30, 70)), params=replace(params, max_tokens=40, logit_bias={65: 2.0}, repetition_penalty=1.2))
     (ours,) = crossed("vocabulary").propose([request], budget(6))
@@ -120,6 +129,16 @@ def test_the_same_model_under_other_ids_drafts_the_same(params):
     assert len(ours.scores) == 6 and all(0 < score <= 1 for score in ours.scores)
     if params.acceptance == "block":
         torch.testing.assert_close(torch.stack(ours.laws), torch.stack(expected.laws), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("least", [0.0, 0.05])
+def test_trees_are_those_of_the_same_model(temperature, least):
+    requests = [FakeRequest(list(range(30, 70)), [9] * i, SamplingParams(temperature=temperature, max_tokens=40), request_id=i) for i in range(3)]
+    wide = [DraftBudget(4, 3, least), DraftBudget(3, 1, least), DraftBudget(2, 4, least)]
+    ours, expected = (made.propose(requests, wide) for made in (crossed("vocabulary"), DraftModel(make_drafter("fp32"), context())))
+    assert [(tree.token_ids, tree.parents) for tree in ours] == [(tree.token_ids, tree.parents) for tree in expected]
+    assert least > 0 or [len(tree) for tree in ours] == [12, 3, 8]
 
 
 @pytest.mark.parametrize("method", ["vocabulary", "text"])

@@ -21,7 +21,15 @@ from forerun.kv_cache.contiguous import ContiguousCache, ContiguousSequence
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
 from forerun.models.layer_subset import decoder_layers, num_weights, with_layers
+from forerun.models.pass_cost import PassCost
 from forerun.sampling.noise import GumbelNoise
+
+
+@pytest.fixture(autouse=True)
+def without_a_clock(monkeypatch):
+    """What passes cost is no matter here."""
+    monkeypatch.setattr(PassCost, "measure", lambda *_: PassCost.unknown())
+
 
 PARAMS = SamplingParams(temperature=1.0, seed=3, max_tokens=41, num_draft_tokens=4, ignore_eos=True)
 
@@ -184,6 +192,41 @@ def test_known_rows_are_read_and_never_written():
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("width", [2, 3])
+def test_a_branch_of_a_tree_is_what_its_path_alone_is(width):
+    """Each leaf's guesses are those of a text that already holds its path."""
+    context = target_context(deep_model())
+    drafter = SelfSpeculation(context, range(6))
+    request = running(context, list(range(20, 90)))
+    request.params = replace(PARAMS, max_tokens=60)
+    kv = context.kv_cache.sequence(0)
+    known = rows(kv, 0, kv.num_tokens)
+    (tree,) = drafter.propose([request], [DraftBudget(3, width)])
+    assert tree.depth == 3 and len(tree) == 3 * width
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(rows(kv, 0, kv.num_tokens), known, strict=True))
+    fresh = target_context(deep_model())
+    alone = SelfSpeculation(fresh, range(6))
+    for node in range(len(tree)):
+        if tree.depths[node] == 1:
+            longer = running(fresh, [*request.token_ids, *tree.path_to(tree.parents[node])], node)
+            longer.prompt_token_ids, longer.output_token_ids = request.token_ids, longer.token_ids[len(request.token_ids) :]
+            longer.params = request.params
+            (beside,) = alone.propose([longer], [DraftBudget(1, width)])
+            assert tree.token_ids[node] in beside.token_ids
+            assert tree.scores[node] == pytest.approx(beside.scores[beside.token_ids.index(tree.token_ids[node])], rel=1e-3)
+
+
+@torch.inference_mode()
+def test_a_tree_stays_within_the_requests_memory():
+    context = target_context(deep_model())
+    drafter = SelfSpeculation(context, [0, 3])
+    request = running(context, list(range(20, 90)))
+    for max_tokens, size in ((20, 12), (8, 4), (2, 3)):
+        request.params = replace(PARAMS, max_tokens=max_tokens)
+        assert len(drafter.propose([request], [DraftBudget(4, 3)])[0]) == size
+
+
+@torch.inference_mode()
 def test_before_the_first_pass_there_is_no_draft():
     context = target_context(deep_model())
     drafter = SelfSpeculation(context, [0, 3])
@@ -251,7 +294,7 @@ def test_it_is_known_by_name():
     assert "self" in available()
 
 
-@pytest.mark.parametrize("name", ["self:", "self:0,2", "self:1,0", "self:0,0", "self:a", "self:-1", "self:0,"])
+@pytest.mark.parametrize("name", ["self:0,2", "self:1,0", "self:0,0", "self:a", "self:-1", "self:0,"])
 def test_layers_that_are_none_are_refused(name):
     with pytest.raises(InvalidInputError, match="name layers of the target in rising order, from 0 to 1"):
         LLM(make_model("llama", "fp32"), name)
