@@ -64,9 +64,37 @@ def made_up(categories: tuple[str, ...] = ("story", "code", "<b>dialogue</b>"), 
             "step": {"step_seconds": 0.011, "forward_seconds": 0.01, "overhead_share": 0.0909},
             "sampled_step": {"step_seconds": 0.012, "forward_seconds": 0.01, "overhead_share": 0.1667},
             "draft": {"token_seconds": 0.002, "matrix_product_seconds": 0.001, "ratio": 2.0, "num_linear_layers": 15},
-            "verify": {"context": 30, "rounds": 15, "rows": ROWS, "seconds": [0.01, 0.0102, 0.0105, 0.0115, 0.015, 0.021, 0.031]},
+            "verify": {
+                "context": 30, "rounds": 15, "rows": ROWS, "seconds": [0.01, 0.0102, 0.0105, 0.0115, 0.015, 0.021, 0.031],
+                "expected_seconds": [0.0101, 0.0101, 0.0104, 0.011, 0.0145, 0.022, 0.033],
+            },
         },
-    }
+        **blocks(),
+    }  # fmt: skip
+
+
+def blocks() -> dict[str, Any]:
+    """What is measured around the methods."""
+    intensity = [("plain", 1, 1.0, 14.0), ("speculative", 1, 3.2, 40.0), ("plain", 8, 7.9, 100.0), ("speculative", 8, 20.0, 190.0)]
+    contestants = [("plain", 1.0, 1.0, 800.0), ("speculative", 2.3, 1.0, 860.0), ("int8", 1.3, 0.97, 420.0), ("int4", 1.5, 0.89, 230.0), ("small model alone", 6.0, 0.55, 60.0)]
+    return {
+        "roofline": {
+            "read_gigabytes_per_second": 15.25, "copy_gigabytes_per_second": 12.5, "peak_gigaflops_per_second": 900.0,
+            "methods": [
+                {"temperature": temperature, "method": name, "batch_size": size, "flops_per_byte": each, "gigaflops_per_second": speed * (1 - 0.2 * temperature)}
+                for name, size, each, speed in intensity for temperature in (0.0, 1.0)
+            ],
+        },
+        "energy": {"note": "no energy counters on this <machine>"},
+        "comparison": {
+            "conditions": "batch 1",
+            "methods": [
+                {"method": name, "tokens_per_second": 40 * speed, "over_plain": speed, "same_tokens": same, "total_variation": None, "weight_megabytes": size, "kv_megabytes": 5.0, "remark": ""}
+                for name, speed, same, size in contestants
+            ],
+            "skipped": {},
+        },
+    }  # fmt: skip
 
 
 def _budgeted(methods: dict[str, Any], rng: random.Random) -> None:

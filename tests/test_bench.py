@@ -149,7 +149,7 @@ def test_wrong_settings_are_refused(wrong):
 
 def test_medians_count_the_middle_round_and_the_middle_job():
     def run(seconds: float, token_id: int = 1) -> Run:
-        return Run(seconds, [[token_id] * 10], 5, SpeculationStats(draft_seconds=1.0, verify_seconds=2.0, other_seconds=1.0))
+        return Run(seconds, [[token_id] * 10], 5, SpeculationStats(draft_seconds=1.0, verify_seconds=2.0, other_seconds=1.0, prefill_seconds=1.0))
 
     plain = [[run(1.0), run(9.0), run(2.0)], [run(4.0), run(5.0), run(5.0)]]
     ours = [[run(1.0), run(1.0), run(1.0)], [run(1.0), run(1.0), run(1.0, token_id=2)]]
@@ -158,7 +158,7 @@ def test_medians_count_the_middle_round_and_the_middle_job():
     assert found["speculative"]["speedup_vs_plain"] == {"median": 3.5, "min": 2.0, "max": 5.0}
     assert found["speculative"]["acceptance_length"] == 2.0
     assert (found["speculative"]["identical_to_plain"], found["speculative"]["total"]) == (5, 6)
-    assert found["speculative"]["time_share"] == {"draft": 0.25, "verify": 0.5, "other": 0.25}
+    assert found["speculative"]["time_share"] == {"prefill": 0.2, "draft": 0.2, "verify": 0.4, "other": 0.2}
 
 
 def test_bundled_prompts_are_twenty_of_four_kinds():

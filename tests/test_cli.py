@@ -24,7 +24,7 @@ OPTIONS = {
     "--max-num-seqs --json",
     "resume": "file --target --drafter --max-tokens --dtype --device --save --json",
     "bench": "--target --drafter --dtype --device --method --temperature --batch-size --max-tokens --prompts --num-prompts --rounds "
-    "--profile --html --pictures --from --output --json",
+    "--profile --widen --compare --html --pictures --from --output --json",
     "acceptance": "--target --drafter --dtype --device --temperature --num-draft-tokens --max-tokens --every --prompts --num-prompts --engine "
     "--output --json",
     "certify": "--target --drafter --dtype --device --backend --plain-url --speculative-url --model --api-key-file --tie-margin --temperature "

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFor
 
 from forerun.bench.ink import FAINT, GRID, INK, SERIES, colours, legend, panels
 from forerun.bench.methods import PLAIN
-from forerun.bench.tables import setting_of
+from forerun.bench.tables import predicted_speedup, setting_of
 
 ALL = "all prompts"
 ROW_HEIGHT = 0.155  # inches of one method in one category
@@ -122,11 +122,6 @@ def _doubling(axes: Axes, values: Sequence[int]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(MaxNLocator(1))
     axes.minorticks_off()
-
-
-def predicted_speedup(found: Report) -> float | None:
-    """What the cost model held the steps to be worth; None where it expected nothing."""
-    return found["plain_seconds"] / found["predicted_seconds"] if found.get("plain_seconds") and found.get("predicted_seconds") else None
 
 
 def predicted_against_measured(report: Report) -> Figure | None:

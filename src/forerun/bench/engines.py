@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
+from forerun.bench.widened_target import widened_target
 from forerun.config import resolve_device, resolve_dtype
 from forerun.drafters import DrafterSpec, available
 from forerun.llm import LLM, Drafters, drafter_specs
-from forerun.models.loading import check_class, load_model, shown_name
+from forerun.models.loading import check_class, load_model, load_tokenizer, shown_name
+from forerun.prompts import Prompt
+from forerun.types import InvalidInputError
 
 
 def labelled_drafters(drafter: Drafters, target: str) -> dict[str, DrafterSpec]:
@@ -38,6 +42,18 @@ class Engines:
         model = load_model(target, resolve_dtype(dtype), resolve_device(device))
         check_class(model, target)
         return cls(target, model, labelled_drafters(drafter, target), max_num_seqs)
+
+    def widen(self, num_parameters: int, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """Puts a target of that size and the same function in the target's place, checked on these texts; returns what a report says of it.
+
+        To be called before any engine is made. Raises ForerunError where the target cannot be widened.
+        """
+        tokenizer = load_tokenizer(self.source)
+        if tokenizer is None:
+            raise InvalidInputError("target", self.source, "has no tokenizer: give a model folder with one")
+        token_ids = [tokenizer(prompt.text).input_ids for prompt in prompts]
+        self.model, described = widened_target(self.model, num_parameters, token_ids)
+        return described
 
     def llm(self, labels: Sequence[str] | None = None) -> LLM:
         """The engine with these drafters, in this order; with all of them where none are named. Made at the first call."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from forerun.bench.blocks import comparison_block, machine_blocks
 from forerun.bench.engines import Engines, labelled_drafters
 from forerun.bench.methods import Job, Method, Run, build, check_names, every_method
 from forerun.bench.profile import profile
@@ -41,6 +42,8 @@ class BenchConfig:
     max_tokens: int = 128
     rounds: int = 1
     profile: bool = True
+    widen: int | None = None  # parameters of the target that takes its place, with the same function
+    compare: bool = False  # with quantised copies of the target, and the small model alone
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -62,6 +65,7 @@ def run_benchmark(config: BenchConfig, prompts: Sequence[Prompt], advance: Advan
     """Measures and returns the report, ready for JSON. Raises ForerunError for what cannot be loaded or honoured."""
     advance(0, 1, "loading")
     engines = Engines.load(config.target, config.drafter, config.dtype, config.device, max(config.batch_sizes))
+    widened = None if config.widen is None else engines.widen(config.widen, prompts)
     llm = engines.llm()
     fitting, skipped = _fitting(llm, prompts, config.max_tokens)
     methods, unable = build(config.method_names, engines)
@@ -85,15 +89,19 @@ def run_benchmark(config: BenchConfig, prompts: Sequence[Prompt], advance: Advan
         for temperature in config.temperatures:
             runs = _alternate(able, encoded, temperature, config, one_done)
             results.append({"temperature": temperature, "batch_size": size, **summarise(runs, categories)})
+    texts = [encode(llm, prompt, config.max_tokens) for prompt in fitting]
     return {
         **circumstances(config.command, config.target, llm, list(engines.drafters.values())),
+        **({"widened": widened} if widened else {}),
         "prompts": [prompt.id for prompt in fitting],
         "categories": {name: [each.category for each in fitting].count(name) for name in dict.fromkeys(each.category for each in fitting)},
         "max_tokens": config.max_tokens,
         "rounds": config.rounds,
         "results": results,
         "skipped": skipped,
-        "profile": profile(llm, encode(llm, fitting[0], config.max_tokens)) if config.profile else None,
+        "profile": profile(llm, texts[0]) if config.profile else None,
+        **(machine_blocks(engines, methods, texts, config.max_tokens, results) if config.profile else {}),
+        **(comparison_block(engines, texts, config.max_tokens) if config.compare else {}),
     }
 
 

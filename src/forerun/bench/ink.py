@@ -70,6 +70,8 @@ def legend(figure: Figure, axes: Iterable[Axes]) -> None:
 def png(figure: Figure, title: str, footer: str) -> bytes:
     """A picture that stands alone: with its title, and with what it was measured on."""
     figure.set_size_inches(WIDTH, figure.get_figheight() + 0.5)
+    if not figure.legends:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     for names in figure.legends:  # the layout keeps no room for both a title and a legend above the axes
         names.set_title(title, prop=FontProperties(size=11, weight="bold"))
         names.set_alignment("left")

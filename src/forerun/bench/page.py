@@ -13,7 +13,7 @@ from markupsafe import Markup
 from forerun.bench.ink import style_variables
 from forerun.bench.methods import PLAIN, SPECULATIVE
 from forerun.bench.pictures import PICTURES, as_svg
-from forerun.bench.tables import notes, setting_of
+from forerun.bench.tables import notes, predicted_speedup, setting_of
 
 TEMPLATE = Path(__file__).parent.parent / "data" / "bench_report.html"
 BLOCKS = {  # measured by commands of their own; shown where the report holds them
@@ -35,6 +35,7 @@ def page(report: Mapping[str, Any]) -> str:
         pictures=[(picture, Markup(drawings[picture.name]) if picture.name in drawings else None) for picture in PICTURES],
         blocks=[(title, report[key]) for key, title in BLOCKS.items() if report.get(key)],
         notes=notes(report),
+        predicted_speedup=predicted_speedup,
         plain=PLAIN,
         light=Markup(style_variables(dark=False)),
         dark=Markup(style_variables(dark=True)),

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from forerun.bench import charts
+from forerun.bench import charts, machine_charts
 from forerun.bench.ink import house_style, png, svg
 
 
@@ -72,6 +72,22 @@ PICTURES = (
         "had a guess for.",
         "No engine in this report gave reasons.",
         charts.decisions,
+    ),
+    Picture(
+        "roofline",
+        "Roofline",
+        "What each step computes by how much it computes for a byte that it reads; the lines are what this machine's memory and arithmetic allow. Drafts move "
+        "a step to the right, where the same bytes serve more tokens. Filled marks: temperature 0; each batch size has its own.",
+        "Measured on request.",
+        machine_charts.roofline,
+    ),
+    Picture(
+        "comparison",
+        "Speculative, quantised, small",
+        "Speculation keeps the target's text and costs a little memory; a quantised target or a smaller model saves memory and writes another text. Same "
+        "tokens: of the target's own greedy text, each token given the text before it.",
+        "Measured on request.",
+        machine_charts.comparison,
     ),
 )
 

@@ -85,7 +85,10 @@ def _verify_cost(llm: LLM, prompt: list[int]) -> dict[str, Any]:
     finally:
         engine.abort(request_id)
     seconds = [median(times) for times in zip(*rounds[1:], strict=True)]
-    return {"context": len(prompt), "rounds": len(rounds) - 1, "rows": sizes, "seconds": [round(each, 7) for each in seconds]}
+    found = {"context": len(prompt), "rounds": len(rounds) - 1, "rows": sizes, "seconds": [round(each, 7) for each in seconds]}
+    if llm.drafter_names:  # without drafters nothing was to be expected
+        found["expected_seconds"] = [round(engine.speculator.costs.passes.seconds(size), 7) for size in sizes]
+    return found
 
 
 @torch.inference_mode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -72,19 +71,20 @@ def _figures(name: str, runs: Runs, speeds: Mapping[str, list[float]]) -> dict[s
 
 
 def _speculation(runs: Sequence[Run]) -> dict[str, Any]:
-    """What the engine counted and timed, over all rounds; seconds are those of steps, without the work around them."""
+    """What the engine counted and timed, over all rounds; `measured_seconds` are those of its steps, prefill apart, as its cost model sees them."""
     stats = SpeculationStats()
     for run in runs:
         stats.add(run.stats or SpeculationStats())
-    total = stats.draft_seconds + stats.verify_seconds + stats.other_seconds
-    counted = asdict(stats)
+    counted = stats.as_dict()
+    steps = stats.draft_seconds + stats.verify_seconds + stats.other_seconds
+    total = stats.prefill_seconds + steps
     return {
         "acceptance_rate": round(stats.acceptance_rate, 4),
-        "time_share": {part: round(counted[f"{part}_seconds"] / total, 4) for part in ("draft", "verify", "other")},
+        "time_share": {part: round(counted[f"{part}_seconds"] / total, 4) for part in ("prefill", "draft", "verify", "other")},
         "total_target_passes": stats.num_target_passes,
-        "measured_seconds": round(total, 6),
-        **{name: counted[name] for name in COUNTED if counted.get(name)},
-        **{name: round(counted[name], 6) for name in EXPECTED if counted.get(name)},
+        "prefill_seconds": round(stats.prefill_seconds, 6),
+        "measured_seconds": round(steps, 6),
+        **{name: counted[name] for name in (*COUNTED, *EXPECTED) if counted[name]},
     }
 
 

@@ -16,11 +16,19 @@ def setting_of(result: Mapping[str, Any]) -> str:
     return f"temperature {result['temperature']:g}, batch {result['batch_size']}"
 
 
+def predicted_speedup(found: Mapping[str, Any]) -> float | None:
+    """Over plain decoding, as the cost model saw it, with the prefill that both have; None where it expected nothing."""
+    if not found.get("plain_seconds") or not found.get("predicted_seconds"):
+        return None
+    prefill = found.get("prefill_seconds", 0.0)
+    return float((found["plain_seconds"] + prefill) / (found["predicted_seconds"] + prefill))
+
+
 def table(result: Mapping[str, Any]) -> Table:
     """One setting (temperature and batch size)."""
-    shown = _empty(f"{setting_of(result)} (tokens a pass; draft/verify/other in % of the time)")
+    shown = _empty(f"{setting_of(result)} (tokens a pass; prefill/draft/verify/other in % of the time)")
     shown.add_column("method", no_wrap=True)
-    for heading in ("tokens/s", "min-max", "vs plain", "a pass", "identical", "d/v/o"):
+    for heading in ("tokens/s", "min-max", "vs plain", "a pass", "identical", "p/d/v/o"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for name, found in result["methods"].items():
         speed = found["tokens_per_second"]

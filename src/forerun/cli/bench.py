@@ -10,8 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from forerun.bench import BenchConfig, run_benchmark
+from forerun.bench.blocks import block_tables, widened_line
 from forerun.bench.methods import DEFAULT_METHODS, DRAFTER, FIXED
 from forerun.bench.tables import category_table, notes, table
+from forerun.bench.widen import parse_size
 from forerun.cli.console import one_line_errors, progress_bar, results, shows_progress
 from forerun.cli.options import (
     DEFAULT_TARGET,
@@ -50,6 +52,8 @@ def bench(
     num_prompts: NumPromptsOption = 20,
     rounds: Annotated[int, typer.Option("--rounds", help="Repetitions of everything.")] = 1,
     profile: Annotated[bool, typer.Option(help="Measure the parts of a step, too.")] = True,
+    widen: Annotated[str | None, typer.Option("--widen", help="Enlarge a small target to so many parameters (0.4B, 1B, 3B) without changing its function.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Add int8 and int4 copies of the target and the small model alone: speed, agreement, memory.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write one page with tables and pictures to this file.")] = None,
     pictures: Annotated[Path | None, typer.Option("--pictures", help="Write the pictures as PNG files into this folder.")] = None,
     source: Annotated[Path | None, typer.Option("--from", help="Show this JSON again: nothing is measured.")] = None,
@@ -74,6 +78,8 @@ def bench(
                 max_tokens=max_tokens,
                 rounds=rounds,
                 profile=profile,
+                widen=None if widen is None else parse_size(widen),
+                compare=compare,
                 command=command_line(),
             )
             report = _measured(config, prompts or [], num_prompts, shows_progress(json_output))
@@ -121,8 +127,13 @@ def _draw(report: dict[str, Any], html: Path | None, pictures: Path | None) -> N
 
 def _show(report: dict[str, Any]) -> None:
     console = results()
+    widened = widened_line(report)
+    if widened:
+        console.print(widened, markup=False, soft_wrap=True)
     for result in report["results"]:
         for shown in filter(None, (table(result), category_table(result))):
             console.print(shown)
+    for block in block_tables(report):
+        console.print(block, markup=False, soft_wrap=True)
     for line in notes(report):
         console.print(line, markup=False, soft_wrap=True)
