@@ -80,6 +80,7 @@ __all__ = [
     "ENTRY_POINT_GROUP",
     "REGISTRY",
     "WITH_ARGUMENT",
+    "CrossVocabulary",
     "DraftBudget",
     "DraftRequest",
     "Drafter",

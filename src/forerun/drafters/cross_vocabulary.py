@@ -3,69 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from forerun.config import SamplingParams
 from forerun.drafters.base import DraftBudget, DrafterContext, DraftRequest
-from forerun.drafters.drawing import Guess, fork, guess, most_likely
-from forerun.drafters.rewound_cache import RewoundCache
-from forerun.drafters.translated_text import LEAD_BYTES, TranslatedText
+from forerun.drafters.growing_tree import GrowingTree
+from forerun.drafters.guesses import guesses
+from forerun.drafters.rewound_cache import SPARE_ROWS, RewoundCache
+from forerun.drafters.text_draft import MORE_STEPS, KnownText, TextDraft
 from forerun.drafters.vocabularies import Vocabulary, VocabularyPair
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
 from forerun.models.linear import pack_where_faster
 from forerun.models.loading import check_class, load_model, own_tokenizer, shared_copy, shown_name
-from forerun.sampling.path_state import PathState
-from forerun.sampling.processors import process
+from forerun.models.pass_cost import PassCost
 from forerun.types import InvalidInputError, ModelLoadError, TokenTree, Verified
 
 Method = Literal["auto", "vocabulary", "text"]
 METHODS = ("auto", "vocabulary", "text")
-CAPTURED_ROWS = 8  # a draft step has one row a request, its first one or two
+CAPTURED_ROWS = 16  # a draft step has a few rows a request
+MAX_ROWS = SPARE_ROWS // 2  # of one draft, beyond the text
 ONE_TO_ONE = 0.999  # agreement from which both tokenizers cut text alike: the same merges under other ids
-BY_VOCABULARY = 0.8  # agreement from which a draft begins token by token: a chain of n such guesses is cut as the target would in agreement^n
-MORE_STEPS = 3  # of the drafter beyond the depth, for text that becomes fewer tokens of the target
-MEAN_GUMBEL = 0.5772  # of the best among the target's tokens that a token stands for, whichever they are
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """A request as the drafter knows it: its text and its parameters in the drafter's tokens."""
-
-    text: TranslatedText
-    params: SamplingParams
-    num_prompt_tokens: int
+BY_VOCABULARY = 0.95  # agreement from which a draft begins token by token: n such guesses are cut as the target would in agreement^n; text costs a step
 
 
 @dataclass(slots=True)
 class _Draft:
-    """One request's draft while it grows: tokens of the target first, then text in the drafter's own tokens."""
+    """One request's draft while it grows: a tree of the target's tokens, or a chain of them that goes on as text in the drafter's own tokens."""
 
-    request: DraftRequest
-    depth: int
-    state: PathState | None
-    is_text: bool
-    shared: list[Guess] = field(default_factory=list)
-    text: list[Guess] = field(default_factory=list)  # of the drafter's vocabulary
-    ends_with: int | None = None  # the target's token for the end that the text drew
-    retold: list[int] = field(default_factory=list)  # `text` in the target's tokens, the last of which may still grow
-    is_done: bool = False
+    tree: GrowingTree
+    text: TextDraft | None = None
 
     @property
-    def token_ids(self) -> list[int]:
-        return [drawn.token_id for drawn in self.shared]
+    def request(self) -> DraftRequest:
+        return self.tree.request
+
+    @property
+    def depth(self) -> int:
+        return self.tree.budget.depth
+
+    @property
+    def is_done(self) -> bool:
+        return self.tree.is_done if self.text is None else self.text.is_done
+
+    @property
+    def is_chain(self) -> bool:
+        """So far, whatever it may become."""
+        return self.tree.depth == 0 or self.tree.budget.width == 1
 
 
 class CrossVocabulary:
-    """Drafts a chain for a target with another tokenizer; all requests advance together, one pass a token.
+    """Drafts for a target with another tokenizer, level by level; all requests advance together, one pass a level.
 
     The drafter reads the request's text in its own tokens. Token by token ("vocabulary") its logits, restricted to the shared tokens,
-    become a row of the target's vocabulary, which is drawn from with the request's parameters and noise. By text ("text") it writes on in its own
+    become a row of the target's vocabulary, which is drawn from with the request's parameters and noise: a chain or a tree. By text ("text") it writes on in its own
     tokens, which are decoded and cut by the target's tokenizer behind the known text; shared tokens are drawn with their noise there too.
     "auto" goes by `VocabularyPair.agreement`, measured at load: from `BY_VOCABULARY` up a draft begins token by token and goes on by text from
     where the drafter likes a token best that is not shared; below, all of it is text.
@@ -98,8 +93,9 @@ class CrossVocabulary:
         self._draft_ids = self.vocabularies.shared_draft_ids.to(context.device)
         self._one_to_one = self.vocabularies.agreement >= ONE_TO_ONE
         self._max_len: int = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", context.max_model_len)
+        self._cost = None if context.target is None else PassCost.measure(self._model, self._max_len)
         self._cache = RewoundCache(self._model)
-        self._known: dict[int, _Known] = {}
+        self._known: dict[int, KnownText] = {}
 
     @classmethod
     def load(
@@ -131,128 +127,114 @@ class CrossVocabulary:
         return self.method == "text" or (self.method == "auto" and self.vocabularies.agreement < BY_VOCABULARY)
 
     def propose(self, requests: Sequence[DraftRequest], budget: Sequence[DraftBudget]) -> list[TokenTree]:
-        drafts = [
-            _Draft(request, most.depth, fork(request.path_state), self.begins_by_text) for request, most in zip(requests, budget, strict=True)
-        ]
-        active: list[_Draft] = []
-        segments: list[Segment] = []
-        for draft in drafts:
-            segment = self._catch_up(draft)
-            if segment is not None:
-                active.append(draft)
-                segments.append(segment)
+        drafts = [_Draft(GrowingTree(request, self._affordable(request, most))) for request, most in zip(requests, budget, strict=True)]
+        active = [draft for draft in drafts if draft.depth > 0]
+        segments = [self._catch_up(draft.request) for draft in active]
         while active:
-            ends = list(accumulate(len(segment.token_ids) for segment in segments))
-            logits = self._model.forward(segments)[[end - 1 for end in ends]]
-            for segment in segments:
-                segment.kv.advance(len(segment.token_ids))
-            fed = [self._extend(draft, row) for draft, row in zip(active, logits, strict=True)]
+            logits = self._logits(segments, [len(draft.tree.frontier) if draft.text is None else 1 for draft in active])
+            fed = self._grow(active, logits)
             going = [(draft, token_id) for draft, token_id in zip(active, fed, strict=True) if not draft.is_done]
             active = [draft for draft, _ in going]
-            segments = [self._cache.next(draft.request.request_id, token_id) for draft, token_id in going]
+            segments = [
+                self._next(draft.tree) if draft.text is None else self._cache.next(draft.request.request_id, token_id) for draft, token_id in going
+            ]
         return [self._tree(draft) for draft in drafts]
 
-    def _catch_up(self, draft: _Draft) -> Segment | None:
-        """The rows that the cache lacks of the request's text; None where nothing is asked, or nothing can be drafted behind this text."""
-        request = draft.request
-        if draft.depth <= 0:
-            return None
+    def draft_seconds(self, num_requests: int, budget: DraftBudget) -> float:
+        """Of one call: a pass a level, the first over a few new tokens of each request; text takes one more to end a token of the target's."""
+        if not budget or self._cost is None:
+            return 0.0
+        width, levels = (1, budget.depth + 1) if self.begins_by_text else (budget.width, budget.depth)
+        return self._cost.seconds(2 * num_requests, num_requests) + (levels - 1) * self._cost.seconds(num_requests * width, num_requests)
+
+    def _affordable(self, request: DraftRequest, budget: DraftBudget) -> DraftBudget:
+        """Reads what is new in the request's text; no depth where nothing is asked, or nothing can be drafted behind this text."""
+        if not budget:
+            return DraftBudget(0)
         known = self._known.get(request.request_id)
         if known is None:
-            known = self._known[request.request_id] = self._first_read(request)
-        text = known.text
-        num_same = text.read(request.token_ids)
-        draft.depth = min(draft.depth, self._max_len - len(text.token_ids) - MORE_STEPS)
-        if draft.depth <= 0 or not text.token_ids:
-            self._cache.free(request.request_id)  # `num_same` speaks of the last call, which it has not seen
-            return None
-        segment = self._cache.catch_up(request.request_id, text.token_ids, num_same)
-        draft.depth = min(draft.depth, self._cache.room(request.request_id) - MORE_STEPS)
+            known = self._known[request.request_id] = KnownText.of(request, self.vocabularies, self._one_to_one)
+        known.num_same = min(known.num_same, known.text.read(request.token_ids))
+        depth = min(budget.depth, self._max_len - len(known.text.token_ids) - MORE_STEPS, MAX_ROWS - MORE_STEPS)
+        if depth <= 0 or not known.text.token_ids:
+            return DraftBudget(0)
+        return replace(budget, depth=depth, width=budget.width if depth * budget.width <= MAX_ROWS else 1)
+
+    def _catch_up(self, request: DraftRequest) -> Segment:
+        """The rows of the text that the cache lacks."""
+        known = self._known[request.request_id]
+        segment = self._cache.catch_up(request.request_id, known.text.token_ids, known.num_same)
+        known.num_same = len(known.text.token_ids)
         return segment
 
-    def _first_read(self, request: DraftRequest) -> _Known:
-        text = TranslatedText(self.vocabularies, self._one_to_one)
-        text.read(request.prompt_token_ids)
-        to_draft = self.vocabularies.to_draft
-        bias = {to_draft[token_id]: bias for token_id, bias in request.params.logit_bias.items() if to_draft[token_id] >= 0}
-        return _Known(text, replace(request.params, logit_bias=bias), len(text.token_ids))
+    def _logits(self, segments: list[Segment], num_places: Sequence[int]) -> torch.Tensor:
+        """Of each segment's last rows, so many as it has places: `[num_places, the drafter's vocab_size]`."""
+        logits = self._model.forward(segments)
+        for segment in segments:
+            if not segment.seen:
+                segment.kv.advance(len(segment.token_ids))
+        ends = accumulate(len(segment.token_ids) for segment in segments)
+        return logits[[row for end, count in zip(ends, num_places, strict=True) for row in range(end - count, end)]]
 
-    def _extend(self, draft: _Draft, row: torch.Tensor) -> int:
-        """Adds one guess from the drafter's row `[its vocab_size]`; returns the drafter's token that the next pass begins with."""
-        if not draft.is_text and self.method == "auto" and not self._is_block(draft) and int(row.argmax()) not in self.vocabularies.to_target:
-            draft.is_text = True
-        if draft.is_text:
-            return self._extend_text(draft, row)
-        ours = row.new_full((self._context.vocab_size,), float("-inf"))
-        ours[self._target_ids] = row[self._draft_ids]
-        drawn = guess(draft.request, draft.token_ids, draft.state, ours, self._context)
-        fed = self.vocabularies.to_draft[drawn.token_id]
-        if fed < 0:  # the argmax of a row on which nothing shared was left
-            draft.is_done = True
-            return fed
-        draft.shared.append(drawn)
-        draft.is_done = len(draft.shared) >= draft.depth
+    def _grow(self, drafts: Sequence[_Draft], logits: torch.Tensor) -> list[int]:
+        """Adds a level to each draft; for text the drafter's token that the next pass begins with, else -1."""
+        fed = [-1] * len(drafts)
+        trees: list[GrowingTree] = []
+        tree_rows: list[int] = []
+        row = 0
+        for index, draft in enumerate(drafts):
+            if self._turns_to_text(draft, logits[row]):
+                draft.text = TextDraft(self._known[draft.request.request_id], draft.request, draft.tree.token_ids, draft.tree.budget, self._context)
+            if draft.text is not None:
+                fed[index] = draft.text.extend(logits[row])
+                row += 1
+                continue
+            trees.append(draft.tree)
+            tree_rows += range(row, row + len(draft.tree.frontier))
+            row += len(draft.tree.frontier)
+        if trees:
+            self._grow_trees(trees, logits[tree_rows])
         return fed
 
-    @staticmethod
-    def _is_block(draft: _Draft) -> bool:
-        """Laws are laws of the target's tokens: such a draft that began token by token stays so."""
-        return draft.request.params.acceptance == "block" and not draft.request.params.is_greedy
+    def _turns_to_text(self, draft: _Draft, row: torch.Tensor) -> bool:
+        """At the first token, or where the drafter likes one best that the target lacks. Laws are laws of the target's tokens: such drafts go on."""
+        params = draft.request.params
+        if draft.text is not None or not draft.is_chain:
+            return False
+        if self.begins_by_text:
+            return True
+        if self.method == "vocabulary" or (params.acceptance == "block" and not params.is_greedy):
+            return False
+        return int(row.argmax()) not in self.vocabularies.to_target
 
-    def _extend_text(self, draft: _Draft, row: torch.Tensor) -> int:
-        known, vocabularies = self._known[draft.request.request_id], self.vocabularies
-        read = [*known.text.token_ids, *(vocabularies.to_draft[drawn.token_id] for drawn in draft.shared), *(drawn.token_id for drawn in draft.text)]
-        prompt, output = read[: known.num_prompt_tokens], read[known.num_prompt_tokens :]
-        row = process(row, known.params, prompt, output, vocabularies.draft.end_token_ids)
-        if not known.params.is_greedy:
-            position = len(draft.request.token_ids) + len(draft.shared) + len(draft.retold)
-            noise = row.new_full(row.shape, MEAN_GUMBEL)
-            noise[self._draft_ids] = self._context.noise.row(draft.request.seed, position)[self._target_ids]
-            row = row + noise
-        drawn = most_likely(row)
-        if not vocabularies.draft.token_bytes[drawn.token_id]:  # an end, or a token without text: nothing follows it
-            draft.ends_with = vocabularies.to_target.get(drawn.token_id)
-            draft.is_done = True
-            return drawn.token_id
-        draft.text.append(drawn)
-        draft.retold = self._retold(draft)
-        # the last token of the target's may still become a longer one
-        draft.is_done = len(draft.shared) + len(draft.retold) > draft.depth or len(draft.shared) + len(draft.text) >= draft.depth + MORE_STEPS
-        return drawn.token_id
+    def _grow_trees(self, trees: Sequence[GrowingTree], rows: torch.Tensor) -> None:
+        ours = rows.new_full((len(rows), self._context.vocab_size), float("-inf"))
+        ours[:, self._target_ids] = rows[:, self._draft_ids]
+        places = [place for tree in trees for place in tree.places()]
+        found = iter(guesses(places, ours, max(tree.budget.width for tree in trees), self._context))
+        for tree in trees:
+            # of a row on which nothing shared was left the guess may be any token
+            tree.grow([[each for each in next(found) if self.vocabularies.to_draft[each.token_id] >= 0] for _ in tree.frontier])
 
-    def _retold(self, draft: _Draft) -> list[int]:
-        """The drafted text in the target's tokens, cut as behind the text that is known."""
-        lead = b""
-        for token_id in reversed([*draft.request.token_ids[-LEAD_BYTES:], *draft.token_ids]):
-            text = self.vocabularies.target.token_bytes[token_id]
-            if not text or len(lead) > LEAD_BYTES:
-                break
-            lead = text + lead
-        text = b"".join(self.vocabularies.draft.token_bytes[drawn.token_id] for drawn in draft.text)
-        return self.vocabularies.target.encode_behind(lead, text)
+    def _next(self, tree: GrowingTree) -> Segment:
+        """The frontier's rows. A chain goes on where the text ends; the rows of a tree are written behind each other, and each sees its own path."""
+        tokens = [self.vocabularies.to_draft[tree.token_ids[node]] for node in tree.frontier]
+        if tree.budget.width == 1:
+            return self._cache.next(tree.request.request_id, tokens[0])
+        kv = self._cache.sequence(tree.request.request_id)
+        first = kv.num_tokens + len(tree.slots)
+        for node in tree.frontier:
+            tree.slots[node] = kv.num_tokens + len(tree.slots)
+        seen = [[tree.slots[each] for each in tree.nodes_to(node)] for node in tree.frontier]
+        return Segment(kv, tokens, first, [kv.num_tokens + tree.depth - 1] * len(tokens), seen)
 
     def _tree(self, draft: _Draft) -> TokenTree:
-        """The chain in the target's tokens. A token of retold text scores what was guessed where it begins, or further in."""
-        guesses = [*draft.shared, *(Guess(token_id, score) for token_id, score in zip(draft.retold, self._scores(draft), strict=True))]
-        if draft.ends_with is not None:
-            guesses.append(Guess(draft.ends_with, 0.5))
-        del guesses[max(0, draft.depth) :]
-        laws = [drawn.law for drawn in guesses]
-        return TokenTree.chain(
-            [drawn.token_id for drawn in guesses], [drawn.score for drawn in guesses], laws if any(law is not None for law in laws) else ()
-        )
-
-    def _scores(self, draft: _Draft) -> list[float]:
-        scores = [1.0] * len(draft.retold)
-        ends = self.vocabularies.target.ends_of(draft.retold)
-        token = begin = 0
-        for drawn in draft.text:
-            while token < len(ends) - 1 and ends[token] <= begin:
-                token += 1
-            if scores:
-                scores[token] *= drawn.score
-            begin += len(self.vocabularies.draft.token_bytes[drawn.token_id])
-        return scores
+        """In the target's tokens."""
+        tree = draft.tree.tree()
+        if draft.text is None:
+            return tree
+        token_ids, scores = draft.text.told()
+        return TokenTree.chain([*tree.token_ids, *token_ids][: draft.depth], [*tree.scores, *scores][: draft.depth])
 
     def observe(self, requests: Sequence[DraftRequest], verified: Sequence[Verified]) -> None:
         pass  # the next propose reads the request's tokens

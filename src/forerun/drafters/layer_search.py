@@ -179,12 +179,12 @@ def _own_texts(target: CausalModel, tokenizer: PreTrainedTokenizerBase | None) -
     noise = GumbelNoise(target.vocab_size, target.device)
     began = time.perf_counter()
     for _ in range(OWN_TOKENS):
-        if time.perf_counter() - began > TEXT_SECONDS:
-            break
         logits = target.forward([Segment(kv, text[-1:], len(text) - 1) for text, kv in zip(texts, caches, strict=True)])
         for index, (text, kv) in enumerate(zip(texts, caches, strict=True)):
             kv.advance(1)
             text.append(int((logits[index].float() + noise.row(index, len(text))).argmax()))
+        if time.perf_counter() - began > TEXT_SECONDS:
+            break
     return [(text[:-1], start, kv) for text, start, kv in zip(texts, starts, caches, strict=True)]
 
 

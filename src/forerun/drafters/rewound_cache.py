@@ -9,7 +9,7 @@ from forerun.kv_cache.contiguous import ContiguousSequence
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
 
-SPARE_ROWS = 128  # room behind a text before its memory has to grow
+SPARE_ROWS = 256  # room behind a text before its memory has to grow; half of it is always left for a draft
 
 
 @dataclass(slots=True)
@@ -52,10 +52,9 @@ class RewoundCache:
         text.cached[same:] = token_ids[same:]
         return Segment(text.kv, list(token_ids[text.kv.num_tokens :]), text.kv.num_tokens)
 
-    def room(self, request_id: int) -> int:
-        """Rows that may still follow the text's tokens before `catch_up` has to make room."""
-        text = self._texts[request_id]
-        return text.kv.capacity - len(text.cached)
+    def sequence(self, request_id: int) -> ContiguousSequence:
+        """The text's keys and values; what is drafted in branches is written behind its known tokens."""
+        return self._texts[request_id].kv
 
     def next(self, request_id: int, token_id: int) -> Segment:
         """The row of one more token, behind a pass over all before it."""
@@ -67,4 +66,4 @@ class RewoundCache:
         self._texts.pop(request_id, None)
 
 
-__all__ = ["RewoundCache"]
+__all__ = ["SPARE_ROWS", "RewoundCache"]

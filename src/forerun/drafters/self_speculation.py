@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import torch
 
 from forerun.drafters.base import DraftBudget, DrafterContext, DraftRequest
-from forerun.drafters.drawing import Guess, fork, guess
+from forerun.drafters.growing_tree import GrowingTree
+from forerun.drafters.guesses import guesses
 from forerun.drafters.layer_search import LayerChoice, find_layers
-from forerun.kv_cache.protocol import KVCache, SequenceKV
+from forerun.kv_cache.contiguous import ContiguousSequence
+from forerun.kv_cache.protocol import KVCache
+from forerun.machine import synchronise
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
 from forerun.models.layer_subset import decoder_layers, with_layers
-from forerun.sampling.path_state import PathState
+from forerun.models.pass_cost import PassCost
 from forerun.types import InvalidInputError, ModelLoadError, TokenTree, Verified
 
 logger = logging.getLogger(__name__)
 
-CAPTURED_ROWS = 8
-
-
-@dataclass(slots=True)
-class _Draft:
-    request: DraftRequest
-    depth: int
-    kv: SequenceKV
-    state: PathState | None
-    guesses: list[Guess] = field(default_factory=list)
-
-    def segment(self) -> Segment:
-        """The last known token or guess. It is no known token of the cache: what is written there, the target's pass writes again."""
-        token_id = self.guesses[-1].token_id if self.guesses else self.request.token_ids[-1]
-        return Segment(self.kv, [token_id], self.kv.num_tokens + len(self.guesses))
+CAPTURED_ROWS = 16  # a draft step has a few rows a request
+MEASURED_ROUNDS = 3
 
 
 class SelfSpeculation:
-    """Drafts a chain with a subset of the target's layers; all requests advance together, one pass a token.
+    """Drafts a chain or a tree with a subset of the target's layers, level by level; all requests advance together, one pass a level.
 
     The known rows of those layers are read from the target's cache, and guesses are written behind them. `layers` names the subset; None
     has it searched for (`layer_search`), and where no subset promises to pay, nothing is drafted and the log says so.
@@ -64,6 +55,8 @@ class SelfSpeculation:
         self._model: CausalModel | None = None
         if self.layers:
             self._model = CausalModel(with_layers(context.target.model, self.layers), min_rows=1, capture_rows=CAPTURED_ROWS)
+            self._model.min_rows = _quickest_padding(self._model)
+        self._cost = None if self._model is None else PassCost.measure(self._model, context.max_model_len)
 
     @classmethod
     def with_layers(cls, context: DrafterContext, listed: str) -> SelfSpeculation:
@@ -76,37 +69,70 @@ class SelfSpeculation:
         return cls(context, layers)
 
     def propose(self, requests: Sequence[DraftRequest], budget: Sequence[DraftBudget]) -> list[TokenTree]:
-        drafts = {index: draft for index, (request, most) in enumerate(zip(requests, budget, strict=True)) if (draft := self._begun(request, most.depth))}
-        active = list(drafts.values())
+        drafts = [GrowingTree(request, self._affordable(request, most)) for request, most in zip(requests, budget, strict=True)]
+        active = [draft for draft in drafts if not draft.is_done]
         while active:
             assert self._model is not None
-            logits = self._model.forward([draft.segment() for draft in active])[: len(active)]
+            segments = [self._segment(draft) for draft in active]
+            logits = self._model.forward(segments)
+            places = [place for draft in active for place in draft.places()]
+            found = guesses(places, logits, max(draft.budget.width for draft in active), self._context)
             finite = logits.isfinite().all(dim=-1).tolist()
-            for draft, row, is_finite in zip(active, logits, finite, strict=True):
-                if not is_finite:  # nothing that is not finite may stay in the cache: masks hide a row's value, not a NaN
-                    self._wipe(draft)
-                    continue
-                token_ids = [drawn.token_id for drawn in draft.guesses]
-                draft.guesses.append(guess(draft.request, token_ids, draft.state, row, self._context))
-            active = [draft for draft, is_finite in zip(active, finite, strict=True) if is_finite and len(draft.guesses) < draft.depth]
-        return [_tree(drafts[index].guesses) if index in drafts else TokenTree() for index in range(len(requests))]
+            row = 0
+            for draft, segment in zip(active, segments, strict=True):
+                rows = slice(row, row + len(draft.frontier))
+                row = rows.stop
+                if all(finite[rows]):
+                    draft.grow(found[rows])
+                else:  # nothing that is not finite may stay in the cache: masks hide a row's value, not a NaN
+                    self._wipe(segment)
+                    draft.grow([[] for _ in draft.frontier])
+            active = [draft for draft in active if not draft.is_done]
+        return [draft.tree() for draft in drafts]
 
-    def _begun(self, request: DraftRequest, depth: int) -> _Draft | None:
-        """None where nothing is asked, and before the request's first pass: only the target prefills."""
-        depth = min(depth, self._context.max_model_len - len(request.token_ids))
-        if self._model is None or depth <= 0 or request.request_id not in self._kv_cache:
-            return None
-        kv = self._kv_cache.sequence(request.request_id)
-        if kv.num_tokens == 0 or kv.num_tokens != len(request.token_ids) - 1:
-            return None
-        return _Draft(request, depth, kv, fork(request.path_state))
+    def _affordable(self, request: DraftRequest, budget: DraftBudget) -> DraftBudget:
+        """Nothing before the request's first pass: only the target prefills. A chain where a tree's rows would leave the request's memory."""
+        nothing = DraftBudget(0)
+        if self._model is None or not budget or request.request_id not in self._kv_cache:
+            return nothing
+        num_known = self._kv_cache.sequence(request.request_id).num_tokens
+        if num_known == 0 or num_known != len(request.token_ids) - 1:
+            return nothing
+        room = len(request.prompt_token_ids) + request.params.max_tokens - num_known
+        depth = min(budget.depth, room)
+        return replace(budget, depth=depth, width=budget.width if 1 + (depth - 1) * budget.width <= room else 1)
 
-    def _wipe(self, draft: _Draft) -> None:
-        start, count = draft.kv.num_tokens, len(draft.guesses) + 1
+    def _segment(self, draft: GrowingTree) -> Segment:
+        """The rows of the frontier. The last known token's is the first of them: it is no known row of the cache yet, and what is written here
+        the target's pass writes again. Rows of a tree stand behind each other, and each sees its own path.
+        """
+        kv = self._kv_cache.sequence(draft.request.request_id)
+        first = kv.num_tokens
+        if draft.depth == 0:
+            return Segment(kv, draft.request.token_ids[-1:], first)
+        tokens = [draft.token_ids[node] for node in draft.frontier]
+        start = first + 1 + len(draft.slots)
+        for node in draft.frontier:
+            draft.slots[node] = first + 1 + len(draft.slots)
+        if draft.budget.width == 1:
+            return Segment(kv, tokens, start)
+        seen = [[first, *(draft.slots[each] for each in draft.nodes_to(node))] for node in draft.frontier]
+        return Segment(kv, tokens, start, [first + draft.depth] * len(tokens), seen)
+
+    def _wipe(self, segment: Segment) -> None:
+        """Zeroes what was drafted up to the rows of this pass."""
+        kv = segment.kv
+        start, end = kv.num_tokens, segment.start + len(segment.token_ids)
         nothing = torch.empty(1, 0, 1, dtype=self._context.dtype, device=self._context.device)
         for layer in self.layers:
-            keys, values = draft.kv.write(layer, start, nothing, nothing)
-            draft.kv.write(layer, start, *(torch.zeros_like(rows[:, :count]) for rows in (keys, values)))
+            keys, values = kv.write(layer, start, nothing, nothing)
+            kv.write(layer, start, torch.zeros_like(keys[:, start:end]), torch.zeros_like(values[:, start:end]))
+
+    def draft_seconds(self, num_requests: int, budget: DraftBudget) -> float:
+        """Of one call: a pass a level, the first over one row a request, the others over its frontier."""
+        if not budget or self._cost is None:
+            return 0.0
+        return self._cost.seconds(num_requests, num_requests) + (budget.depth - 1) * self._cost.seconds(num_requests * budget.width, num_requests)
 
     def observe(self, requests: Sequence[DraftRequest], verified: Sequence[Verified]) -> None:
         pass  # the cache is the target's
@@ -115,10 +141,22 @@ class SelfSpeculation:
         pass
 
 
-def _tree(guesses: Sequence[Guess]) -> TokenTree:
-    laws = [drawn.law for drawn in guesses]
-    has_laws = any(law is not None for law in laws)
-    return TokenTree.chain([drawn.token_id for drawn in guesses], [drawn.score for drawn in guesses], laws if has_laws else ())
+@torch.inference_mode()
+def _quickest_padding(model: CausalModel) -> int:
+    """1, or 2 where that is faster: kernels that stream their weights from memory are slowest for one row."""
+    seconds = {}
+    for rows in (1, 2):
+        model.min_rows = rows
+        segment = Segment(ContiguousSequence(1), [0], 0)
+        model.forward([segment])  # captures
+        times = []
+        for _ in range(MEASURED_ROUNDS):
+            began = time.perf_counter()
+            model.forward([segment])
+            synchronise(model.device)
+            times.append(time.perf_counter() - began)
+        seconds[rows] = min(times)
+    return 1 if seconds[1] <= seconds[2] else 2
 
 
 __all__ = ["SelfSpeculation"]
