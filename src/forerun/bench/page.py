@@ -16,7 +16,7 @@ from forerun.bench.pictures import PICTURES, as_svg
 from forerun.bench.tables import notes, predicted_speedup, setting_of
 
 TEMPLATE = Path(__file__).parent.parent / "data" / "bench_report.html"
-BLOCKS = {  # measured by commands of their own; shown where the report holds them
+BLOCKS = {  # shown where the report holds them
     "roofline": "Roofline",
     "energy": "Energy",
     "comparison": "Speculative, quantised, small: what each changes",

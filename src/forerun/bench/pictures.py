@@ -78,7 +78,7 @@ PICTURES = (
         "Roofline",
         "What each step computes by how much it computes for a byte that it reads; the lines are what this machine's memory and arithmetic allow. Drafts move "
         "a step to the right, where the same bytes serve more tokens. Filled marks: temperature 0; each batch size has its own.",
-        "Measured on request.",
+        "Measured unless --no-profile was given.",
         machine_charts.roofline,
     ),
     Picture(
@@ -86,7 +86,7 @@ PICTURES = (
         "Speculative, quantised, small",
         "Speculation keeps the target's text and costs a little memory; a quantised target or a smaller model saves memory and writes another text. Same "
         "tokens: of the target's own greedy text, each token given the text before it.",
-        "Measured on request.",
+        "Measured with --compare.",
         machine_charts.comparison,
     ),
 )
