@@ -188,3 +188,21 @@ def test_places_where_nothing_can_be_drawn_are_refused_before_measuring(tmp_path
     monkeypatch.setattr(bench_module, "find_spec", lambda name: None)
     refused = run(option, tmp_path / "place")
     assert refused.exit_code == 2 and "matplotlib" in refused.stderr and "forerun[bench]" in refused.stderr
+
+
+def test_workloads_and_drafters_from_the_command_line(saved_pair, tmp_path):
+    for folder, category in (("stories", "tale"), ("sums", "addition")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test.jsonl").write_text(json.dumps({"prompt": "to be or not", "category": category, "id": "<i>"}))
+    files = [argument for folder in ("stories", "sums") for argument in ("--prompts", tmp_path / folder / "test.jsonl")]
+    drafters = ["--drafter", "prompt_lookup", "--drafter", saved_pair[1]]
+    methods = [argument for name in ("plain", "speculative", "drafter:prompt_lookup") for argument in ("-m", name)]
+    options = ["--max-tokens", 6, "--temperature", 0, "--no-profile", "--html", tmp_path / "page.html", "--output", tmp_path / "report.json"]
+    result = run("--target", saved_pair[0], *drafters, *methods, *files, *options)
+    assert result.exit_code == 0, result.output
+    assert "stories/tale" in result.stdout and "drafter:prompt_lookup" in result.stdout
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["categories"] == {"stories/tale": 1, "sums/addition": 1} and found["prompts"] == ["stories/<i>", "sums/<i>"]
+    own = found["results"][0]["methods"]["speculative"]
+    assert sum(own["decisions"].values()) == own["total_target_passes"] and own["predicted_seconds"] > 0
+    assert (tmp_path / "page.html").read_text().count("<svg") == 4
