@@ -13,7 +13,7 @@ from markupsafe import Markup
 from forerun.bench.ink import style_variables
 from forerun.bench.methods import PLAIN, SPECULATIVE
 from forerun.bench.pictures import PICTURES, as_svg
-from forerun.bench.tables import notes, predicted_speedup, setting_of
+from forerun.bench.tables import notes, predicted_speedup, setting_of, target_name
 
 TEMPLATE = Path(__file__).parent.parent / "data" / "bench_report.html"
 BLOCKS = {  # shown where the report holds them
@@ -31,6 +31,7 @@ def page(report: Mapping[str, Any]) -> str:
     drawings = as_svg(report)
     shown: str = environment.get_template(TEMPLATE.name).render(
         report=report,
+        target=target_name(report),
         headline=_headline(report),
         pictures=[(picture, Markup(drawings[picture.name]) if picture.name in drawings else None) for picture in PICTURES],
         blocks=[(title, report[key]) for key, title in BLOCKS.items() if report.get(key)],

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from forerun.bench import charts, machine_charts
 from forerun.bench.ink import house_style, png, svg
+from forerun.bench.tables import target_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ PICTURES = (
         "roofline",
         "Roofline",
         "What each step computes by how much it computes for a byte that it reads; the lines are what this machine's memory and arithmetic allow. Drafts move "
-        "a step to the right, where the same bytes serve more tokens. Filled marks: temperature 0; each batch size has its own.",
+        "a step to the right, where the same bytes serve more tokens. Filled marks: temperature 0; hollow ones: above.",
         "Measured unless --no-profile was given.",
         machine_charts.roofline,
     ),
@@ -123,5 +124,5 @@ def footer(report: Mapping[str, Any]) -> str:
     hardware, versions = report["hardware"], report["versions"]
     where = f"{hardware.get('accelerator', hardware['cpu'])}, {hardware['threads']} threads, torch {versions['torch']}"
     widened = f", widened from {report['widened']['from']}" if report.get("widened") else ""
-    what = f"{report['target']['name']}{widened}, {report['dtype']}, {len(report['prompts'])} prompts of {report['max_tokens']} new tokens"
+    what = f"{target_name(report)}{widened}, {report['dtype']}, {len(report['prompts'])} prompts of {report['max_tokens']} new tokens"
     return f"{what}\n{where}, {report['date'][:10]}, commit {(report['git_commit'] or 'unknown')[:10]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -14,6 +15,12 @@ from forerun.bench.methods import PLAIN, TRANSFORMERS
 def setting_of(result: Mapping[str, Any]) -> str:
     """As tables, pictures and pages name a setting."""
     return f"temperature {result['temperature']:g}, batch {result['batch_size']}"
+
+
+def target_name(report: Mapping[str, Any]) -> str:
+    """Of a folder the last part: where it lies on somebody's machine is in the JSON."""
+    name = str(report["target"]["name"])
+    return Path(name).name if name.startswith((".", "/", "~")) or name.count("/") > 1 else name
 
 
 def predicted_speedup(found: Mapping[str, Any]) -> float | None:
