@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from bench_reports import METHODS, made_up
@@ -177,6 +178,13 @@ def test_an_old_report_is_drawn_again(tmp_path):
     assert len(list((tmp_path / "pictures").iterdir())) == len(PICTURES) - 1
     assert "drafter:suffix" in result.stdout and "dialogue" in result.stdout
     assert json.loads(run("--from", source, "--json").stdout) == report
+
+
+def test_the_published_report_can_be_shown(tmp_path):
+    file = Path(__file__).parent.parent / "benchmarks" / "default_pair.json"
+    result = run("--from", file, "--html", tmp_path / "page.html")
+    assert result.exit_code == 0 and "transformers-assisted" in result.stdout
+    assert "speedup_by_category" in (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"results": [{}]}', '{"results": 1}'])

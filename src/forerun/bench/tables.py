@@ -31,11 +31,17 @@ def predicted_speedup(found: Mapping[str, Any]) -> float | None:
     return float((found["plain_seconds"] + prefill) / (found["predicted_seconds"] + prefill))
 
 
+def time_parts(result: Mapping[str, Any]) -> list[str]:
+    """What a step's time was divided into; early reports knew no prefill."""
+    return next((list(found["time_share"]) for found in result["methods"].values() if "time_share" in found), [])
+
+
 def table(result: Mapping[str, Any]) -> Table:
     """One setting (temperature and batch size)."""
-    shown = _empty(f"{setting_of(result)} (tokens a pass; prefill/draft/verify/other in % of the time)")
+    parts = time_parts(result)
+    shown = _empty(f"{setting_of(result)} (tokens a pass; {'/'.join(parts)} in % of the time)")
     shown.add_column("method", no_wrap=True)
-    for heading in ("tokens/s", "min-max", "vs plain", "a pass", "identical", "p/d/v/o"):
+    for heading in ("tokens/s", "min-max", "vs plain", "a pass", "identical", "/".join(part[0] for part in parts)):
         shown.add_column(heading, justify="right", no_wrap=True)
     for name, found in result["methods"].items():
         speed = found["tokens_per_second"]
