@@ -150,7 +150,6 @@ class Bench:
 def described(rounds: list[Round], stats: SpeculationStats, tokens: int, identical: bool) -> dict[str, Any]:
     """One cell: its ratios, and what "auto" did."""
     measured = stats.draft_seconds + stats.verify_seconds + stats.other_seconds
-    predicted = getattr(stats, "predicted_seconds", 0.0)
     return {
         **speeds_of(rounds),
         "identical": identical,
@@ -160,10 +159,12 @@ def described(rounds: list[Round], stats: SpeculationStats, tokens: int, identic
         "acceptance_length": stats.acceptance_length,
         "acceptance_rate": stats.acceptance_rate,
         "draft_tokens": stats.num_draft_tokens,
-        "decisions": dict(getattr(stats, "decisions", {})),
-        "prediction_error": prediction_error(predicted, measured),
+        "decisions": dict(stats.decisions),
+        "prediction_error": prediction_error(stats.predicted_seconds, measured),
         "measured_seconds": measured,
-        "predicted_seconds": predicted,
+        "predicted_seconds": stats.predicted_seconds,
+        "drafted_by": dict(stats.drafted_by),
+        "accepted_by": dict(stats.accepted_by),
     }
 
 
