@@ -114,6 +114,13 @@ class Bench:
                 raise output.error
         return seconds, outputs, params
 
+    def warm_up(self, temperature: float, batch_size: int) -> None:
+        """Nothing happens for the first time in a figure, and a slow drafter is slow from its first call on."""
+        tokens = max(8, self.max_tokens // 4)
+        seconds, outputs, params = self.run(0, temperature, batch_size, 0, tokens)
+        self.tell(outputs, params, seconds)
+        self.run("auto", temperature, batch_size, 0, tokens)
+
     def tell(self, outputs: list[RequestOutput], params: list[SamplingParams], seconds: float) -> None:
         """The hostile ones learn what they need from a plain run."""
         pass_seconds = seconds / max(output.stats.num_target_passes for output in outputs)
@@ -122,7 +129,7 @@ class Bench:
 
     def cell(self, temperature: float, batch_size: int, fixed: Sequence[int], seconds: float) -> dict[str, Any]:
         """Rounds until the seconds are used up, each with a job of its own."""
-        self.run("auto", temperature, batch_size, 0, max(8, self.max_tokens // 4))  # a warm-up: nothing happens for the first time in a figure
+        self.warm_up(temperature, batch_size)
         rounds: list[Round] = []
         stats, identical, tokens = SpeculationStats(), True, 0
         began = time.perf_counter()
@@ -186,8 +193,7 @@ def measure(workload: Workload, missing: dict[str, list[tuple[float, int]]], arg
             llm = LLM(target, specs[name], dtype=arguments.dtype, max_num_seqs=max(BATCH_SIZES))
             bench = Bench(workload, llm, arguments.tokens)
             for temperature in dict.fromkeys(temperature for temperature, _ in settings):
-                for setting in (0, "auto"):
-                    bench.run(setting, temperature, 1, 0)
+                bench.warm_up(temperature, 1)
             # what never pays is swept in vain
             fixed = () if name in HOSTILE or arguments.no_sweep else FIXED
             for temperature, batch_size in settings:
