@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from forerun import LLM, Drafter, DrafterContext
 from forerun.drafters import Suffix, SuffixStore
 from forerun.drafters.cross_vocabulary import CrossVocabulary
+from forerun.drafters.draft_model import DraftModel
 from forerun.drafters.prompt_lookup import PromptLookup
 from forerun.drafters.recycling import Recycling
 from forerun.models.loading import BUNDLED_TARGETS, RECOMMENDED_DRAFTERS
@@ -76,6 +77,8 @@ def llm_of(tokenizer) -> Callable[..., LLM]:
         "recycling": lambda dtype: "recycling",
         "recycling_tree": lambda dtype: wide(Recycling),
         "draft_model": make_drafter,
+        "draft_model_tree": lambda dtype: wide(partial(DraftModel, make_drafter(dtype))),
+        "merged": lambda dtype: ["suffix", "recycling", make_drafter(dtype)],
         "chain": lambda dtype: ["prompt_lookup", make_drafter(dtype)],
         "self": lambda dtype: "self:0",
         "cross_vocabulary": lambda dtype: across(make_drafter(dtype), "vocabulary"),

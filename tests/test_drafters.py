@@ -181,6 +181,55 @@ def test_a_drafter_with_a_shorter_context_falls_silent_past_it(tokenizer):
     assert LLM(make_model("llama", "fp32"), short).generate(prompt, params)[0].token_ids == plain.token_ids
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_each_node_of_a_tree_is_what_the_model_says_behind_its_path(draft_model, temperature):
+    """The rows of siblings share a cache, and none may see another: each node's score is that of a fresh run over its own path."""
+    request = FakeRequest(list(range(40)), params=SamplingParams(temperature=temperature, max_tokens=40))
+    (tree,) = draft_model.propose([request], [DraftBudget(4, 3)])
+    assert len(tree) == 12 and not tree.is_chain
+    noise = GumbelNoise(VOCAB_SIZE)
+    for node, (token_id, score) in enumerate(zip(tree.token_ids, tree.scores, strict=True)):
+        path = tree.path_to(node)[:-1]
+        row = draft_model.model.forward([Segment(ContiguousSequence(64), [*request.token_ids, *path], 0)])[-1].float()
+        values = row if temperature == 0 else row / temperature + noise.row(5, 40 + len(path))
+        assert score == pytest.approx(float(values.softmax(-1)[token_id]), rel=1e-3, abs=1e-6)
+        assert token_id in values.topk(3).indices
+
+
+def test_a_tree_of_width_one_is_the_chain(draft_model):
+    request = FakeRequest(list(range(40)))
+    chain = tokens_of(draft_model.propose([request], [DraftBudget(5)]))
+    (tree,) = DraftModel(make_drafter("fp32"), context()).propose([request], [DraftBudget(5, 3)])
+    assert chain[0][0][0] in tree.token_ids and max(tree.depths) == 4
+    assert tokens_of(draft_model.propose([request], [DraftBudget(5)])) == chain, "a draft that was not kept leaves nothing behind"
+
+
+def test_after_a_tree_the_cache_is_that_of_a_fresh_start(draft_model):
+    request = FakeRequest(list(range(40)))
+    for step in range(6):
+        (tree,) = draft_model.propose([request], [DraftBudget(4, 1 + step % 3)])
+        request.output_token_ids += [*tree.path_to(len(tree) - 1)[: step % 4], (7 * step) % VOCAB_SIZE]
+    fresh = DraftModel(make_drafter("fp32"), context())
+    assert tokens_of(draft_model.propose([request], [DraftBudget(4, 3)])) == tokens_of(fresh.propose([request], [DraftBudget(4, 3)]))
+
+
+def test_a_branch_that_is_unlikely_is_not_followed(draft_model):
+    (tree,) = draft_model.propose([FakeRequest(list(range(40)))], [DraftBudget(6, 3, least=0.999)])
+    assert set(tree.depths) == {0} and len(tree) == 3
+
+
+@torch.inference_mode()
+def test_a_sliding_window_hides_the_same_from_a_tree_as_from_a_chain():
+    window = make_model("mistral", "fp32")
+    request = FakeRequest(list(range(40)))
+    drafter = DraftModel(window, context())
+    (tree,) = drafter.propose([request], [DraftBudget(4, 3)])
+    for node, (token_id, score) in enumerate(zip(tree.token_ids, tree.scores, strict=True)):
+        row = drafter.model.forward([Segment(ContiguousSequence(64), [*request.token_ids, *tree.path_to(node)[:-1]], 0)])[-1].float()
+        assert score == pytest.approx(float(row.softmax(-1)[token_id]), rel=1e-3, abs=1e-6)
+
+
 def test_freeing_forgets_cache_and_tokens(draft_model):
     draft_model.propose([FakeRequest(list(range(20)))], [DraftBudget(2)])
     draft_model.free([0, 99])

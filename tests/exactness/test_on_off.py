@@ -28,8 +28,9 @@ PROMPT = "once there was a tale"
 dtypes = pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 temperatures = pytest.mark.parametrize("temperature", TEMPERATURES)
 MODEL_FREE = ["prompt_lookup_tree", "suffix", "suffix_tree", "suffix_store", "recycling", "recycling_tree"]
+TREES = ["draft_model_tree", "merged"]
 SWEPT = ["prompt_lookup", "draft_model", "chain"]
-drafters = pytest.mark.parametrize("drafter", [*SWEPT, *MODEL_FREE])
+drafters = pytest.mark.parametrize("drafter", [*SWEPT, *MODEL_FREE, *TREES])
 any_model = pytest.mark.parametrize("drafter", ["self", "cross_vocabulary", "cross_text"])
 
 
@@ -62,7 +63,7 @@ def test_plain_is_the_definition(llm_of, plain, tokenizer, temperature, extra):
 
 @dtypes
 @temperatures
-@pytest.mark.parametrize(("drafter", "length"), [*product(SWEPT, LENGTHS), *product(MODEL_FREE, [5, "auto"])])
+@pytest.mark.parametrize(("drafter", "length"), [*product(SWEPT, LENGTHS), *product([*MODEL_FREE, *TREES], [5, "auto"])])
 def test_alone(llm_of, plain, dtype, temperature, drafter, length):
     for params in (TEMPERATURES[temperature], replace(TEMPERATURES[temperature], **FEW_WORDS)):
         result = llm_of(dtype, drafter).generate(PROMPT, replace(params, num_draft_tokens=length))[0]
@@ -137,7 +138,7 @@ def test_plain_ragged_batch(llm_of, plain_one_by_one, dtype):
 
 
 @dtypes
-@pytest.mark.parametrize(("drafter", "shift"), [*product(SWEPT, range(3)), *product(MODEL_FREE, [0])])
+@pytest.mark.parametrize(("drafter", "shift"), [*product(SWEPT, range(3)), *product([*MODEL_FREE, *TREES], [0])])
 def test_ragged_batch(llm_of, plain_one_by_one, dtype, drafter, shift):
     is_ragged_batch_exact(llm_of, plain_one_by_one, dtype, drafter, shift)
 

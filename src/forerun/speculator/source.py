@@ -28,8 +28,6 @@ class Source:
     survival: Survival = field(default_factory=Survival)
     records: dict[int, RequestRecord] = field(default_factory=dict)
     num_calls: int = 0
-    num_levels: int = 0
-    seconds: float = 0.0
     _met: set[int] = field(default_factory=set)
     _plans: dict[tuple[int, int, int, bool], Plan] = field(default_factory=dict)
 
@@ -79,8 +77,8 @@ class Source:
             self.cost.measured(len(wanted), deepest, seconds)
         self._met.update(requests[index].request_id for index in wanted)
         self.num_calls += 1
-        self.num_levels += deepest.depth
-        self.seconds += seconds
+        for _ in range(len(wanted) - len(trees)):
+            self.survival.had_none()
         return trees, expected or seconds
 
     def learn(self, request_id: int, tree: TokenTree, token_ids: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ from forerun.models.pass_cost import PassCost
 from forerun.speculator.admission import admit
 from forerun.speculator.cost_model import CostModel
 from forerun.speculator.merge import merge
-from forerun.speculator.plan import MARGIN, Decision
+from forerun.speculator.plan import MARGIN, Decision, Plan
 from forerun.speculator.source import Source
 from forerun.speculator.survival import survivals
 from forerun.types import TokenTree, Verified
@@ -133,20 +133,23 @@ class Speculator:
         return DraftBudget(limit, 1 if request.params.acceptance == "block" else FREE_WIDTH)
 
     def _ask_paid(self, requests: Sequence[DraftRequest], limits: Mapping[int, int], paid: Sequence[Source]) -> None:
-        wanted: list[dict[int, DraftBudget]] = [{} for _ in paid]
+        """Each request's best plan first, where it promises more than the guesses that are there; the next best where that had no guess."""
+        plans: dict[int, list[tuple[Source, Plan]]] = {}
         for index, limit in limits.items():
-            request = requests[index]
-            is_chain = request.params.acceptance == "block"
-            plans = [source.plan(request.request_id, len(requests), limit, is_chain, self.costs) for source in paid]
-            place = max(range(len(paid)), key=lambda each: (bool(plans[each].budget), plans[each].rate))
-            if not plans[place].budget:
-                self._decisions[index] = plans[place].reason
-            elif plans[place].rate > self._promised(requests, index):
-                wanted[place][index] = plans[place].budget
-        if limits and not any(wanted):
-            self._probe(limits, paid, wanted)
-        for source, budgets in zip(paid, wanted, strict=True):
-            self._ask(source, requests, budgets)
+            is_chain = requests[index].params.acceptance == "block"
+            each = [(source, source.plan(requests[index].request_id, len(requests), limit, is_chain, self.costs)) for source in paid]
+            promised = self._promised(requests, index)
+            plans[index] = sorted(((source, plan) for source, plan in each if plan.budget and plan.rate > promised), key=lambda one: -one[1].rate)
+            if not any(plan.budget for _, plan in each):
+                self._decisions[index] = each[0][1].reason
+        if limits and not any(plans.values()):
+            self._probe(requests, limits, paid)
+        for rank in range(len(paid)):
+            had = {index: len(self._proposals[index]) for index in plans}
+            for source in paid:
+                wanted = {index: each[rank][1].budget for index, each in plans.items() if rank < len(each) and each[rank][0] is source}
+                self._ask(source, requests, wanted)
+            plans = {index: each for index, each in plans.items() if len(self._proposals[index]) == had[index]}
 
     def _promised(self, requests: Sequence[DraftRequest], index: int) -> float:
         """Tokens a second of a batch whose requests all have what this one's free drafters guessed."""
@@ -157,17 +160,17 @@ class Speculator:
             best = max(best, count * expected / self.costs.step(count * rows, count, count * expected))
         return best
 
-    def _probe(self, limits: Mapping[int, int], paid: Sequence[Source], wanted: list[dict[int, DraftBudget]]) -> None:
+    def _probe(self, requests: Sequence[DraftRequest], limits: Mapping[int, int], paid: Sequence[Source]) -> None:
         """One request tries the drafter whose turn it is, once enough time has passed for it not to matter. The guess need not be verified:
         the target's own token says whether it was right.
         """
-        place = self._num_steps % len(paid)
+        source = paid[self._num_steps % len(paid)]
         index = list(limits)[self._num_steps % len(limits)]
-        cost = paid[place].cost.seconds(1, DraftBudget(1))
+        cost = source.cost.seconds(1, DraftBudget(1))
         if cost <= self._allowance:
             self._allowance -= cost
-            wanted[place][index] = DraftBudget(1)
             self._decisions[index] = "probe"
+            self._ask(source, requests, {index: DraftBudget(1)})
 
     def _ask(self, source: Source, requests: Sequence[DraftRequest], wanted: Mapping[int, DraftBudget]) -> dict[int, TokenTree]:
         """The drafter's guesses, where it has some, as far as they can be verified."""

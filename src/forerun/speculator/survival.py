@@ -120,6 +120,11 @@ class Survival:
         return hits, expected
 
 
+    def had_none(self) -> None:
+        """It was asked and had no guess: for a plan that is a first guess that was wrong."""
+        self.ranks[0][0].count(False)
+
+
 @dataclass(slots=True)
 class RequestRecord:
     """How one request's text fares against what a drafter's record makes one expect: 1 is as usual."""
