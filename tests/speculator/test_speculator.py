@@ -73,8 +73,10 @@ def test_guesses_dearer_than_what_they_bring_are_not_made(run, plain, texts):
 def test_wrong_guesses_are_given_up_and_probed_within_the_allowance(run, texts):
     drafter = PricedLiar(texts, 0.4)
     [output] = run([drafter], flat(), params=replace(PARAMS, max_tokens=100))
-    assert output.stats.decisions["low_acceptance"] > 50
-    assert output.stats.decisions["probe"] * 0.4 <= IDLE_SHARE * 100 + 0.4
+    stats = output.stats
+    assert stats.decisions["drafted"] < 10
+    assert stats.decisions["probe"] * 0.4 <= IDLE_SHARE * 100 + 0.4
+    assert stats.decisions["low_acceptance"] + stats.decisions["probe"] + stats.decisions["drafted"] + stats.decisions["no_room"] == 100
 
 
 def test_free_wrong_guesses_soon_take_no_rows(run, texts):

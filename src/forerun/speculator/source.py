@@ -29,6 +29,8 @@ class Source:
     records: dict[int, RequestRecord] = field(default_factory=dict)
     num_calls: int = 0
     _met: set[int] = field(default_factory=set)
+    _num_learnt: int = 0
+    _replan_at: int = 2
     _plans: dict[tuple[int, int, bool], Plan] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,6 +86,10 @@ class Source:
     def learn(self, request_id: int, tree: TokenTree, width: int, token_ids: Sequence[int]) -> None:
         """A draft of so many beside each other, verified or not, and the tokens that the text went on with."""
         self.records.setdefault(request_id, RequestRecord()).learn(*self.survival.learn(tree, token_ids, width))
+        self._num_learnt += 1
+        if self._num_learnt >= self._replan_at:
+            self._replan_at = 2 * self._num_learnt  # what is little known changes soon
+            self.replan()
 
     def observe(self, requests: Sequence[DraftRequest], verified: Sequence[Verified]) -> None:
         self._tell("observe", requests, verified)

@@ -187,7 +187,9 @@ class Speculator:
         index = list(limits)[self._num_steps % len(limits)]
         cost = source.cost.seconds(1, DraftBudget(1)) + self.costs.handling(1)
         if cost <= self._allowance:
-            self._decisions[index] = "probe"
+            self._allowance -= cost
+            if not self._proposals[index]:
+                self._decisions[index] = "probe"
             self._ask(source, requests, {index: DraftBudget(1)})
 
     def _ask(self, source: Source, requests: Sequence[DraftRequest], wanted: Mapping[int, DraftBudget]) -> dict[int, TokenTree]:
