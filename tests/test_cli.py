@@ -21,7 +21,7 @@ OPTIONS = {
     "demo": "--target --drafter --max-tokens --dtype --device --json",
     "generate": "--target --drafter --prompt --prompts --max-tokens --temperature --top-p --top-k --min-p --seed --stop --ignore-eos "
     "--json-schema --regex --choice --grammar --bad-word --logprobs --prompt-logprobs --dtype --device --num-draft-tokens --acceptance --save "
-    "--max-num-seqs --json",
+    "--max-num-seqs --explain --json",
     "resume": "file --target --drafter --max-tokens --dtype --device --save --json",
     "bench": "--target --drafter --dtype --device --method --temperature --batch-size --max-tokens --prompts --num-prompts --rounds "
     "--profile --widen --compare --html --pictures --from --output --json",
@@ -76,6 +76,17 @@ def test_generate_prints_one_object_a_prompt_and_line(pair_options):
     for row in rows:
         assert list(row) == ["prompt", "text", "token_ids", "finish_reason", "seed", "stats"]
         assert row["seed"] == 5 and row["finish_reason"] in ("length", "stop") and row["stats"]["num_output_tokens"] == len(row["token_ids"])
+
+
+def test_generate_explains_itself(pair_options):
+    common = ["generate", *pair_options, "--prompt", "to be", "--max-tokens", "24", "--explain"]
+    shown = run(*common)
+    assert shown.exit_code == 0
+    for expected in ("plain decoding:", "a pass by rows:", "right first guesses", "the last token before max_tokens needs no draft"):
+        assert expected in " ".join(shown.stdout.split())
+    *_, last = run(*common, "--json").stdout.splitlines()
+    explanation = json.loads(last)["explanation"]
+    assert explanation["num_output_tokens"] == 24 and sum(explanation["decisions"].values()) == explanation["num_steps"]
 
 
 @pytest.mark.parametrize("temperature", ["0", "1"])

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from forerun.drafters.base import DraftBudget, Drafter
 from forerun.models.pass_cost import PassCost
 
-GAIN = 0.1  # of a new measurement in a mean
-MOST_OFF = 2.0
+GAIN = 0.3  # of a new measurement in a mean
 
 
 @dataclass(slots=True)
 class _Mean:
-    """The mean of what recurs, recent values first; one value far off moves it little, because a busy machine adds at random."""
+    """The mean of what recurs, recent values first. Each time counts as the middle one of the last three: one that a busy machine stretched is
+    passed over, a change that stays is followed.
+    """
 
     value: float | None = None
+    last: deque[float] = field(default_factory=lambda: deque(maxlen=3))
 
     def measured(self, value: float) -> None:
-        if self.value is None:
-            self.value = value
-        else:
-            self.value += GAIN * (min(value, MOST_OFF * self.value) - self.value)
+        self.last.append(value)
+        middle = sorted(self.last)[len(self.last) // 2] if len(self.last) == 3 else min(self.last)
+        self.value = middle if len(self.last) < 3 else (self.value or 0.0) + GAIN * (middle - (self.value or 0.0))
 
 
 @dataclass(slots=True)

@@ -79,7 +79,7 @@ class Speculator:
             self._shape = (len(requests) + sum(map(len, trees)), sum(max(1, tree.num_leaves) for tree in trees))
             if not any(trees):
                 self._allowance -= max(time.perf_counter() - began, self._predicted)
-                self._resting = (request_ids, self._decisions)
+                self._resting = (request_ids, ["low_acceptance" if reason == "probe" else reason for reason in self._decisions])
         return trees
 
     def _drafts(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
@@ -258,13 +258,13 @@ class Speculator:
             if self._num_steps % PLAN_STEPS == 0:
                 source.replan()
 
-    def step_took(self, num_tokens: int, draft_seconds: float, pass_seconds: float, other_seconds: float) -> StepCost:
-        """The clock of the step that `propose` began: drafting, the target's pass, and the rest."""
+    def step_took(self, num_tokens: int, pass_seconds: float, other_seconds: float) -> StepCost:
+        """The clock of the step that `propose` began: the target's pass, and what was neither that nor drafting."""
         count = max(1, len(self._decisions))
         predicted = self._predicted + self.costs.step(*self._shape, num_tokens)
         plain = self.costs.plain(count) / count * num_tokens
         self.costs.step_took(*self._shape, num_tokens, pass_seconds, other_seconds)
-        saved = plain - draft_seconds - pass_seconds - other_seconds if self._shape[0] > count else 0.0
+        saved = plain - predicted if self._shape[0] > count else 0.0
         self._allowance += IDLE_SHARE * plain * count / max(1, num_tokens) + GAIN_SHARE * max(0.0, saved)
         self._allowance = max(min(self._allowance, MOST_ALLOWED * self.costs.plain(count)), -self.costs.plain(count))
         return StepCost(predicted, plain, tuple(self._decisions))
