@@ -135,8 +135,8 @@ def test_noise_at_a_few_ids_is_that_of_the_row(seed, position, token_ids):
 
 
 def test_noise_at_every_id_is_the_row_at_its_ends_too():
-    """A million uniforms, some of them within rounding of 0 and 1."""
-    row = GumbelNoise(1_000_000).row(3, 4)
-    few = torch.tensor(GumbelNoise.at(3, 4, range(1_000_000)), dtype=torch.float32)
+    """Enough uniforms that some are within rounding of 0 and 1."""
+    row = GumbelNoise(300_000).row(3, 4)
+    few = torch.tensor(GumbelNoise.at(3, 4, range(300_000)), dtype=torch.float32)
     torch.testing.assert_close(few, row, rtol=2e-6, atol=2e-6)
-    assert row.max() > 13 and row.min() < -2.5
+    assert row.max() > 12 and row.min() < -2.5
