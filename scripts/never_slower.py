@@ -114,6 +114,13 @@ class Bench:
                 raise output.error
         return seconds, outputs, params
 
+    def warm_up(self, temperature: float, batch_size: int) -> None:
+        """Nothing happens for the first time in a figure, and a slow drafter is slow from its first call on."""
+        tokens = max(8, self.max_tokens // 4)
+        seconds, outputs, params = self.run(0, temperature, batch_size, 0, tokens)
+        self.tell(outputs, params, seconds)
+        self.run("auto", temperature, batch_size, 0, tokens)
+
     def tell(self, outputs: list[RequestOutput], params: list[SamplingParams], seconds: float) -> None:
         """The hostile ones learn what they need from a plain run."""
         pass_seconds = seconds / max(output.stats.num_target_passes for output in outputs)
@@ -122,7 +129,7 @@ class Bench:
 
     def cell(self, temperature: float, batch_size: int, fixed: Sequence[int], seconds: float) -> dict[str, Any]:
         """Rounds until the seconds are used up, each with a job of its own."""
-        self.run("auto", temperature, batch_size, 0, max(8, self.max_tokens // 4))  # a warm-up: nothing happens for the first time in a figure
+        self.warm_up(temperature, batch_size)
         rounds: list[Round] = []
         stats, identical, tokens = SpeculationStats(), True, 0
         began = time.perf_counter()
@@ -150,7 +157,6 @@ class Bench:
 def described(rounds: list[Round], stats: SpeculationStats, tokens: int, identical: bool) -> dict[str, Any]:
     """One cell: its ratios, and what "auto" did."""
     measured = stats.draft_seconds + stats.verify_seconds + stats.other_seconds
-    predicted = getattr(stats, "predicted_seconds", 0.0)
     return {
         **speeds_of(rounds),
         "identical": identical,
@@ -160,10 +166,12 @@ def described(rounds: list[Round], stats: SpeculationStats, tokens: int, identic
         "acceptance_length": stats.acceptance_length,
         "acceptance_rate": stats.acceptance_rate,
         "draft_tokens": stats.num_draft_tokens,
-        "decisions": dict(getattr(stats, "decisions", {})),
-        "prediction_error": prediction_error(predicted, measured),
+        "decisions": dict(stats.decisions),
+        "prediction_error": prediction_error(stats.predicted_seconds, measured),
         "measured_seconds": measured,
-        "predicted_seconds": predicted,
+        "predicted_seconds": stats.predicted_seconds,
+        "drafted_by": dict(stats.drafted_by),
+        "accepted_by": dict(stats.accepted_by),
     }
 
 
@@ -185,8 +193,7 @@ def measure(workload: Workload, missing: dict[str, list[tuple[float, int]]], arg
             llm = LLM(target, specs[name], dtype=arguments.dtype, max_num_seqs=max(BATCH_SIZES))
             bench = Bench(workload, llm, arguments.tokens)
             for temperature in dict.fromkeys(temperature for temperature, _ in settings):
-                for setting in (0, "auto"):
-                    bench.run(setting, temperature, 1, 0)
+                bench.warm_up(temperature, 1)
             # what never pays is swept in vain
             fixed = () if name in HOSTILE or arguments.no_sweep else FIXED
             for temperature, batch_size in settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from forerun.bench import BenchConfig, run_benchmark
-from forerun.bench.engines import labelled_drafters
+from forerun.bench.engines import Engines, labelled_drafters
 from forerun.bench.harness import MIXED, _category, _groups
 from forerun.bench.methods import DEFAULT_METHODS, Run
 from forerun.bench.report import summarise
@@ -27,7 +28,10 @@ def report(saved_pair):
     target, drafter = saved_pair
     seen = []
     config = BenchConfig(str(target), str(drafter), max_tokens=NUM_TOKENS, batch_sizes=(1, 2), rounds=2, command="forerun bench")
-    found = run_benchmark(config, PROMPTS, lambda done, total, what: seen.append((done, total)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("forerun.bench.roofline.BUFFER_BYTES", 2**20)  # any number will do
+        patch.setattr("forerun.bench.roofline.MATRIX_SIZES", {"cpu": 128})
+        found = run_benchmark(config, PROMPTS, lambda done, total, what: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1] > 0
     return found
 
@@ -86,7 +90,7 @@ def test_methods_that_cannot_run_are_named_with_the_reason(saved_pair):
     names = ("plain", "speculative", "transformers-assisted")
     config = BenchConfig(str(saved_pair[0]), "none", methods=names, max_tokens=2, temperatures=(0.0,), profile=False)
     found = run_benchmark(config, PROMPTS[:1])
-    assert found["skipped"] == {"speculative": "no drafter was given", "transformers-assisted": "no drafter is a model"}
+    assert found["skipped"] == {"speculative": "no drafter was given", "transformers-assisted": "no drafter is a model with the target's tokenizer"}
     assert found["drafters"] == [] and found["profile"] is None
 
 
@@ -123,8 +127,22 @@ def test_drafters_go_by_short_names_that_tell_them_apart(tmp_path):
     one, other = tmp_path / "one" / "model", tmp_path / "other" / "model"
     assert list(labelled_drafters([str(one), "prompt_lookup"], "t")) == ["model", "prompt_lookup"]
     assert list(labelled_drafters([str(one), str(other)], "t")) == [str(one), str(other)]
+    assert list(labelled_drafters(["self:0,1", f"suffix:{one}"], "t")) == ["self:0,1", f"suffix:{one}"]
     assert list(labelled_drafters("auto", "forerun/default")) == ["forerun/default"]
     assert labelled_drafters("none", "t") == {}
+
+
+def test_a_drafter_with_another_tokenizer_is_no_assistant(saved_pair, tmp_path):
+    target, drafter = saved_pair
+    engines = Engines.load(str(target), [str(drafter)], None, None, 1)
+    assert engines.assistant() is not None
+    shutil.copytree(drafter, tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer.json"
+    described = json.loads(file.read_text())
+    vocab = described["model"]["vocab"]
+    vocab["e"], vocab["t"] = vocab["t"], vocab["e"]
+    file.write_text(json.dumps(described))
+    assert Engines.load(str(target), ["prompt_lookup", str(tmp_path / "other")], None, None, 1).assistant() is None
 
 
 def test_long_prompts_are_left_out_and_counted(saved_pair):

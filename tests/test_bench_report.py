@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from bench_reports import METHODS, made_up
@@ -15,7 +16,7 @@ from forerun.bench.methods import Run
 from forerun.bench.page import BLOCKS, page
 from forerun.bench.pictures import PICTURES, as_svg, drawn, save_pictures
 from forerun.bench.report import summarise
-from forerun.bench.tables import category_table, notes, table
+from forerun.bench.tables import category_table, notes, table, target_name
 from forerun.cli import app
 from forerun.types import SpeculationStats
 
@@ -146,6 +147,11 @@ def test_the_page_is_well_formed_and_has_every_section(whole_page):
         assert f"<h2>{title}</h2>" in whole_page
 
 
+@pytest.mark.parametrize(("name", "shown"), [("forerun/default", "forerun/default"), ("owner/model", "owner/model"), ("/home/me/models/small", "small"), ("./small", "small")])
+def test_a_folder_is_shown_by_its_last_part(name, shown):
+    assert target_name({"target": {"name": name}}) == shown
+
+
 def test_names_from_files_are_escaped(whole_page):
     assert "<b>dialogue" not in whole_page and "&lt;b&gt;dialogue&lt;/b&gt;" in whole_page
     assert "&lt;all&gt;" in whole_page and "<all>" not in whole_page
@@ -174,6 +180,13 @@ def test_an_old_report_is_drawn_again(tmp_path):
     assert json.loads(run("--from", source, "--json").stdout) == report
 
 
+def test_the_published_report_can_be_shown(tmp_path):
+    file = Path(__file__).parent.parent / "benchmarks" / "default_pair.json"
+    result = run("--from", file, "--html", tmp_path / "page.html")
+    assert result.exit_code == 0 and "transformers-assisted" in result.stdout
+    assert "speedup_by_category" in (tmp_path / "page.html").read_text()
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"results": [{}]}', '{"results": 1}'])
 def test_what_is_no_report_is_refused(tmp_path, content):
     source = tmp_path / "report.json"
@@ -188,3 +201,21 @@ def test_places_where_nothing_can_be_drawn_are_refused_before_measuring(tmp_path
     monkeypatch.setattr(bench_module, "find_spec", lambda name: None)
     refused = run(option, tmp_path / "place")
     assert refused.exit_code == 2 and "matplotlib" in refused.stderr and "forerun[bench]" in refused.stderr
+
+
+def test_workloads_and_drafters_from_the_command_line(saved_pair, tmp_path):
+    for folder, category in (("stories", "tale"), ("sums", "addition")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test.jsonl").write_text(json.dumps({"prompt": "to be or not", "category": category, "id": "<i>"}))
+    files = [argument for folder in ("stories", "sums") for argument in ("--prompts", tmp_path / folder / "test.jsonl")]
+    drafters = ["--drafter", "prompt_lookup", "--drafter", saved_pair[1]]
+    methods = [argument for name in ("plain", "speculative", "drafter:prompt_lookup") for argument in ("-m", name)]
+    options = ["--max-tokens", 6, "--temperature", 0, "--no-profile", "--html", tmp_path / "page.html", "--output", tmp_path / "report.json"]
+    result = run("--target", saved_pair[0], *drafters, *methods, *files, *options)
+    assert result.exit_code == 0, result.output
+    assert "stories/tale" in result.stdout and "drafter:prompt_lookup" in result.stdout
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["categories"] == {"stories/tale": 1, "sums/addition": 1} and found["prompts"] == ["stories/<i>", "sums/<i>"]
+    own = found["results"][0]["methods"]["speculative"]
+    assert sum(own["decisions"].values()) == own["total_target_passes"] and own["predicted_seconds"] > 0
+    assert (tmp_path / "page.html").read_text().count("<svg") >= 3  # whether a draft is accepted is the models' affair

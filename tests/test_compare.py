@@ -75,9 +75,9 @@ def test_memory_counts_weights_and_caches(report):
 
 
 def test_people_get_a_table_of_it(report):
-    line, table = block_tables(report)
-    assert line.startswith("speculative, quantised, small: conditions: batch 1") and table.row_count == 5
-    assert block_tables({"energy": {"note": "no counters"}}) == ["energy: note: no counters"]
+    line, table, *remarks = block_tables(report)
+    assert line.startswith("speculative, quantised, small: batch 1, 2 prompts") and table.row_count == len(remarks) == 5
+    assert block_tables({"energy": {"note": "no counters"}}) == ["energy: no counters"]
     assert block_tables({"comparison": {"conditions": "x", "methods": [], "skipped": {"int4": "no kernel"}}})[-1] == "left out: int4: no kernel"
 
 

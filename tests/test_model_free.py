@@ -16,10 +16,10 @@ from tiny_models import VOCAB_SIZE, make_model
 from forerun import LLM, InvalidInputError, SamplingParams, TokenTree, Verified
 from forerun.drafters import DraftBudget, Suffix, SuffixStore, create
 from forerun.drafters import suffix as suffix_module
-from forerun.drafters.growth import MIN_SURVIVAL, coupling_of, grow
+from forerun.drafters.best_first import MIN_SURVIVAL, coupling_of, grow
 from forerun.drafters.matches import blended
 from forerun.drafters.prompt_lookup import PromptLookup
-from forerun.drafters.recycling import MAX_TENANTS, Recycling
+from forerun.drafters.recycling import MAX_TENANTS, Recycling, highest
 from forerun.sampling.noise import GumbelNoise
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=200)
@@ -60,6 +60,13 @@ def test_the_likeliest_paths_come_first():
 def test_a_chain_takes_the_best_child_of_each_node_however_unlikely():
     tree = from_table({0: {1: 0.01, 2: 0.02}, 2: {3: 0.01}, 3: {4: 0.001}})(DraftBudget(3, 1))
     assert tree.token_ids == (2, 3, 4) and tree.is_chain
+
+
+def test_a_path_that_survives_too_seldom_is_not_gone_on_with():
+    table = from_table({0: {1: 0.5}, 1: {2: 0.5, 3: 0.3}, 2: {4: 0.5}})
+    assert table(DraftBudget(3, 1, least=0.2)).token_ids == (1, 2)
+    assert table(DraftBudget(3, 2, least=0.2)).token_ids == (1, 2)
+    assert table(DraftBudget(3, 2, least=0.1)).token_ids == (1, 2, 3, 4)
 
 
 def test_a_tree_leaves_out_what_nearly_never_comes():
@@ -291,10 +298,10 @@ def test_tenants_do_not_see_each_other():
 def test_text_and_store_are_weighed_by_how_much_matches():
     store = SuffixStore(256)
     store.add([1, 2, 3, 4, 99])
-    assert drafted([4, 50, 1, 2, 3, 4], DraftBudget(1, 2), store=store).token_ids == (99, 50)
+    assert drafted([4, 50, 1, 2, 3, 4], DraftBudget(1, 2), store=store).token_ids[0] == 99
     store = SuffixStore(256)
     store.add([3, 4, 99])
-    assert drafted([1, 2, 3, 4, 50, 1, 2, 3, 4], DraftBudget(1, 2), store=store).token_ids == (50, 99)
+    assert drafted([1, 2, 3, 4, 50, 1, 2, 3, 4], DraftBudget(1, 2), store=store).token_ids[0] == 50
 
 
 def test_a_store_comes_by_name_and_file(tmp_path):
@@ -332,6 +339,19 @@ def test_every_row_teaches_what_follows_its_token():
     assert tree.token_ids == (6, 7, 7, 5)
     assert tree.parents == (-1, 0, -1, 2)
     assert tree.scores == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-3)), 1 / (1 + math.e), 1 / (1 + math.exp(-0.1))])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocab_size", [8, 127, 4096, 4224, 4225, 20_011])
+def test_the_highest_are_those_of_topk(vocab_size, dtype):
+    rows = torch.randn(7, vocab_size, generator=torch.Generator().manual_seed(vocab_size)).to(dtype)
+    rows[3] = rows[3].sort(descending=True).values  # all in one block
+    rows[4] = rows[4].sort().values
+    rows[5, vocab_size // 2] = float("nan")
+    values, places = highest(rows, 8)
+    torch.testing.assert_close(values, rows.float().topk(8).values, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(rows.float().gather(1, places), values, rtol=0, atol=0, equal_nan=True)
+    assert all(len(set(row.tolist())) == 8 for row in places)
 
 
 def test_later_rows_replace_earlier_ones():

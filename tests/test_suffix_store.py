@@ -200,3 +200,12 @@ def test_what_are_no_token_ids_are_refused(token_ids):
     with pytest.raises(InvalidInputError, match="token_ids="):
         store.add(token_ids)
     assert store.num_tokens == 0
+
+
+def test_a_store_that_does_not_fit_is_refused(monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("forerun.drafters.suffix_store.np.zeros", full)
+    with pytest.raises(InvalidInputError, match="max_tokens=1000000: is more than this machine has room for"):
+        SuffixStore()

@@ -128,6 +128,8 @@ class TokenTree:
 
     def depth_first(self) -> TokenTree:
         """The same tree with every branch's nodes side by side; siblings keep their order."""
+        if self.is_chain:
+            return self
         children: list[list[int]] = [[] for _ in range(len(self) + 1)]
         for node, parent in enumerate(self.parents):
             children[parent].append(node)  # the root's are the last list

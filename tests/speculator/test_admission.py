@@ -12,7 +12,7 @@ from forerun.speculator.admission import admit
 from forerun.speculator.merge import merge
 from forerun.speculator.survival import survivals
 
-EDGES = st.floats(0.01, 0.99)
+EDGES = st.floats(0.25, 0.99)
 
 
 @st.composite

@@ -13,7 +13,7 @@ from forerun import LLM, SamplingParams, TokenTree
 from forerun.config import EngineConfig
 from forerun.speculator.cost_model import CostModel
 from forerun.speculator.explanation import MEANINGS
-from forerun.speculator.speculator import PROBE_SHARE, Speculator
+from forerun.speculator.speculator import IDLE_SHARE, Speculator
 
 PARAMS = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
 PROMPTS = [list(range(10, 30)), list(range(40, 55))]
@@ -74,7 +74,7 @@ def test_wrong_guesses_are_given_up_and_probed_within_the_allowance(run, texts):
     drafter = PricedLiar(texts, 0.4)
     [output] = run([drafter], flat(), params=replace(PARAMS, max_tokens=100))
     assert output.stats.decisions["low_acceptance"] > 50
-    assert output.stats.decisions["probe"] * 0.4 <= PROBE_SHARE * 100 + 0.4
+    assert output.stats.decisions["probe"] * 0.4 <= IDLE_SHARE * 100 + 0.4
 
 
 def test_free_wrong_guesses_soon_take_no_rows(run, texts):

@@ -16,6 +16,12 @@ from forerun.bench.roofline import roofline
 
 ENERGY_JOBS = 4
 TITLES = {"roofline": "roofline", "energy": "energy", "comparison": "speculative, quantised, small"}
+HEADINGS = {  # of the columns that a terminal has room for
+    "temperature": "T", "method": "method", "batch_size": "batch", "rows_per_pass": "rows", "tokens_per_pass": "a pass", "flops_per_byte": "FLOPs/B",
+    "megabytes_per_token": "MB/token", "bandwidth_share": "of bandwidth", "share_of_roof": "of roof", "limit": "limit", "joules_per_token": "J/token", "watts": "W",
+    "tokens_per_second": "tokens/s", "over_plain": "vs plain", "same_tokens": "same tokens", "total_variation": "TV", "weight_megabytes": "weights MB", "kv_megabytes": "KV MB",
+}  # fmt: skip
+PERCENT = {"bandwidth_share", "share_of_roof", "same_tokens"}
 
 
 def machine_blocks(engines: Engines, methods: Sequence[Method], prompts: Sequence[list[int]], max_tokens: int, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -54,22 +60,35 @@ def block_tables(report: Mapping[str, Any]) -> list[Table | str]:
         block = report.get(key)
         if not block:
             continue
-        facts = [f"{name}: {_short(value)}" for name, value in block.items() if not isinstance(value, (list, Mapping))]
+        facts = [value if name in ("conditions", "note") else f"{_words(name)} {_short(name, value)}" for name, value in block.items() if not isinstance(value, (list, Mapping))]
         shown.append(f"{title}: {'; '.join(facts)}")
-        if block.get("methods"):
-            shown.append(_table(block["methods"]))
+        rows = block.get("methods") or []
+        if rows:
+            shown.append(_table(rows))
+        shown += [f"{row['method']}: {row['remark']}" for row in rows if "remark" in row]
         shown += [f"left out: {name}: {reason}" for name, reason in block.get("skipped", {}).items()]
     return shown
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for name, value in rows[0].items():
-        table.add_column(name.replace("_", " "), justify="left" if isinstance(value, str) else "right")
+    table = Table(box=box.SIMPLE, padding=(0, 0))
+    columns = [name for name in rows[0] if name in HEADINGS]
+    for name in columns:
+        table.add_column(HEADINGS[name], justify="left" if isinstance(rows[0][name], str) else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(_short(value) for value in row.values()))
+        table.add_row(*(_short(name, row[name]) for name in columns))
     return table
 
 
-def _short(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+def _words(name: str) -> str:
+    for unit, brief in (("gigabytes_per_second", "GB/s"), ("gigaflops_per_second", "GFLOP/s"), ("kilobytes_per_token", "kB/token"), ("flops_per_byte", "FLOPs/B"), ("megabytes", "MB")):
+        name = name.replace(unit, brief)
+    return name.replace("_", " ")
+
+
+def _short(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if name in PERCENT:
+        return f"{value:.1%}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

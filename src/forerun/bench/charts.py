@@ -100,13 +100,12 @@ def verify_cost(report: Report) -> Figure | None:
     axes.axhline(milliseconds[0], color=FAINT, linewidth=1.2, linestyle=(0, (4, 2)), label="one row")
     axes.plot(rows, milliseconds, color=SERIES[0], marker="o", label="measured")
     if "expected_seconds" in measured:
-        expected = [1000 * seconds for seconds in measured["expected_seconds"]]
-        axes.plot(rows, expected, color=SERIES[1], marker="s", markersize=3.5, linestyle=":", label="cost model")
+        axes.plot(rows, [1000 * seconds for seconds in measured["expected_seconds"]], color=SERIES[1], marker="s", markersize=3.5, linestyle=":", label="cost model")
     for number, value in zip(rows, milliseconds, strict=True):
         if number in (1, 4, 8, 16, 32, 64, 128):
             axes.annotate(f"{value / milliseconds[0]:.2g}x", (number, value), xytext=(-3, 6), textcoords="offset points", ha="center" if number == 1 else "right", fontsize=8, color=INK)
     _doubling(axes, rows)
-    axes.set_ylim(0, 1.15 * max(milliseconds))
+    axes.set_ylim(0, 1.15 * max(milliseconds + [1000 * seconds for seconds in measured.get("expected_seconds", ())]))
     axes.set_xlabel("rows in the pass: the last known token and the draft")
     axes.set_ylabel("milliseconds a pass")
     legend(figure, [axes])

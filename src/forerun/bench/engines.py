@@ -13,17 +13,22 @@ from forerun.bench.widened_target import widened_target
 from forerun.config import resolve_device, resolve_dtype
 from forerun.drafters import DrafterSpec, available
 from forerun.llm import LLM, Drafters, drafter_specs
-from forerun.models.loading import check_class, load_model, load_tokenizer, shown_name
+from forerun.models.loading import check_class, load_model, load_tokenizer, shown_name, tokenizer_difference
 from forerun.prompts import Prompt
 from forerun.types import InvalidInputError
 
 
 def labelled_drafters(drafter: Drafters, target: str) -> dict[str, DrafterSpec]:
-    """The drafters by what a bench calls them: their names, and of folders the last part, as long as no two share it."""
+    """The drafters by what a bench calls them: their names, and of models' folders the last part, as long as no two share it."""
     specs = drafter_specs(drafter, target)
     names = [shown_name(str(spec)) for spec in specs]
-    short = [name if name != str(spec) else Path(name).name for name, spec in zip(names, specs, strict=True)]
+    short = [Path(name).name if name == str(spec) and is_model(spec) else name for name, spec in zip(names, specs, strict=True)]
     return {brief if short.count(brief) == 1 else name: spec for brief, name, spec in zip(short, names, specs, strict=True)}
+
+
+def is_model(spec: DrafterSpec) -> bool:
+    """A folder or a hub id: not a name, nor a name with an argument like `self:0,1`."""
+    return str(spec).partition(":")[0] not in available()
 
 
 @dataclass(slots=True)
@@ -64,6 +69,10 @@ class Engines:
         return self._made[key]
 
     def assistant(self) -> PreTrainedModel | None:
-        """The first drafter that is a model, as transformers runs it."""
-        source = next((str(spec) for spec in self.drafters.values() if str(spec) not in available()), None)
-        return None if source is None else load_model(source, self.model.dtype, self.model.device)
+        """The first drafter that is a model with the target's tokenizer, as transformers runs it."""
+        own = load_tokenizer(self.source)
+        for source in (str(spec) for spec in self.drafters.values() if is_model(spec)):
+            tokenizer = load_tokenizer(source)
+            if own is None or tokenizer is None or tokenizer_difference(own, tokenizer) is None:
+                return load_model(source, self.model.dtype, self.model.device)
+        return None

@@ -12,11 +12,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from forerun.bench.blocks import comparison_block, machine_blocks
-from forerun.bench.engines import Engines, labelled_drafters
+from forerun.bench.engines import Engines, is_model, labelled_drafters
 from forerun.bench.methods import Job, Method, Run, build, check_names, every_method
 from forerun.bench.profile import profile
 from forerun.bench.report import summarise
-from forerun.drafters import available
 from forerun.llm import LLM, Drafters
 from forerun.machine import git_commit, hardware, versions
 from forerun.models.loading import RECOMMENDED_DRAFTERS, resolve_source
@@ -192,7 +191,7 @@ def circumstances(command: str, target: str, llm: LLM, specs: Sequence[Any]) -> 
 
 def _described(drafter: str) -> dict[str, Any]:
     """Bundled folders by name: where the package is installed says nothing about it."""
-    if drafter in available():
+    if not is_model(drafter):
         return {"name": drafter}
     name = next((f"{target}, its drafter" for target, path in RECOMMENDED_DRAFTERS.items() if Path(drafter) == Path(path)), drafter)
     return {"name": name, "num_parameters": _num_parameters(drafter)}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from forerun.bench.ink import FAINT, GRID, INK, WIDTH, colours, legend, panels
+from forerun.bench.ink import GRID, INK, MARKERS, WIDTH, colours, legend, panels
 
 Report = Mapping[str, Any]
 
@@ -31,16 +31,14 @@ def roofline(report: Report) -> Figure | None:
     axes.annotate(f"memory: {bandwidth:.3g} GB/s", (middle, middle * bandwidth), xytext=(-6, 5), textcoords="offset points", ha="right", fontsize=8)
     axes.annotate(f"arithmetic: {peak:.3g} GFLOP/s", (high, peak), xytext=(-2, 5), textcoords="offset points", ha="right", fontsize=8)
     looks = colours(row["method"] for row in rows)
+    sizes = sorted({row["batch_size"] for row in rows})
     for row in rows:
-        colour, marker = looks[row["method"]]
-        filled = colour if row.get("temperature", 0.0) == 0 else "none"
+        colour, marker = looks[row["method"]][0], MARKERS[sizes.index(row["batch_size"]) % len(MARKERS)]
+        greedy = row["temperature"] == 0
         axes.plot(
-            [row["flops_per_byte"]], [row["gigaflops_per_second"]], color=colour, marker=marker, markerfacecolor=filled, markersize=6, linestyle="",
-            label=row["method"] if filled != "none" else None,
+            [row["flops_per_byte"]], [row["gigaflops_per_second"]], color=colour, marker=marker, markerfacecolor=colour if greedy else "none", markersize=6,
+            linestyle="", label=f"{row['method']}, batch {row['batch_size']}" if greedy else None,
         )  # fmt: skip
-        if filled != "none" and len({each["batch_size"] for each in rows}) > 1:
-            at = (row["flops_per_byte"], row["gigaflops_per_second"])
-            axes.annotate(f"batch {row['batch_size']}", at, xytext=(6, -9), textcoords="offset points", fontsize=7, color=FAINT)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(low, high)
@@ -64,19 +62,18 @@ def comparison(report: Report) -> Figure | None:
     speed, agreement, memory = figure.subplots(1, 3, sharey=True)
     looks = colours(row["method"] for row in rows)
     fill = [looks[row["method"]][0] for row in rows]
-    _bars(speed, "speed over plain", [row["over_plain"] for row in rows], fill, "{:.2f}x")
-    _bars(agreement, "same tokens", [100 * row["same_tokens"] for row in rows], fill, "{:.0f}%")
-    _bars(memory, "memory, MB", [row["weight_megabytes"] + row["kv_megabytes"] for row in rows], fill, "{:,.0f}")
-    speed.axvline(1.0, color=FAINT, linewidth=1.2, linestyle=(0, (4, 2)))
+    _bars(speed, "speed over plain", [row["over_plain"] for row in rows], fill, lambda value: f"{value:.2f}x")
+    _bars(agreement, "same tokens, %", [100 * row["same_tokens"] for row in rows], fill, lambda value: f"{value:.0f}")
+    _bars(memory, "memory, MB", [row["weight_megabytes"] + row["kv_megabytes"] for row in rows], fill, lambda value: f"{value:,.0f}" if value >= 10 else f"{value:.2g}")
     speed.set_yticks(range(len(rows)), [row["method"] for row in rows])
     speed.set_ylim(len(rows) - 0.5, -0.5)
     return figure
 
 
-def _bars(axes: Axes, title: str, values: Sequence[float], fill: Sequence[str], words: str) -> None:
+def _bars(axes: Axes, title: str, values: Sequence[float], fill: Sequence[str], words: Callable[[float], str]) -> None:
     axes.barh(range(len(values)), values, color=list(fill), height=0.6)
     for row, value in enumerate(values):
-        axes.annotate(words.format(value), (value, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7.5)
+        axes.annotate(words(value), (value, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7.5)
     axes.set_title(title)
     axes.set_xlim(0, 1.5 * max([*values, 1e-9]))
     axes.xaxis.set_major_locator(MaxNLocator(2))

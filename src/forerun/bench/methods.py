@@ -173,5 +173,5 @@ def build(names: Sequence[str], engines: Engines) -> tuple[list[Method], dict[st
             arguments = {"num_assistant_tokens": 5} if name == ASSISTED_CONSTANT else {}
             methods.append(Transformers(name, engines.model, assistant, **arguments))
         else:
-            skipped[name] = "no drafter is a model"
+            skipped[name] = "no drafter is a model with the target's tokenizer"
     return methods, skipped

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from markupsafe import Markup
 from forerun.bench.ink import style_variables
 from forerun.bench.methods import PLAIN, SPECULATIVE
 from forerun.bench.pictures import PICTURES, as_svg
-from forerun.bench.tables import notes, predicted_speedup, setting_of
+from forerun.bench.tables import notes, predicted_speedup, setting_of, target_name, time_parts
 
 TEMPLATE = Path(__file__).parent.parent / "data" / "bench_report.html"
-BLOCKS = {  # measured by commands of their own; shown where the report holds them
+BLOCKS = {  # shown where the report holds them
     "roofline": "Roofline",
     "energy": "Energy",
     "comparison": "Speculative, quantised, small: what each changes",
@@ -31,6 +30,8 @@ def page(report: Mapping[str, Any]) -> str:
     drawings = as_svg(report)
     shown: str = environment.get_template(TEMPLATE.name).render(
         report=report,
+        time_parts=time_parts(report["results"][0]),
+        target=target_name(report),
         headline=_headline(report),
         pictures=[(picture, Markup(drawings[picture.name]) if picture.name in drawings else None) for picture in PICTURES],
         blocks=[(title, report[key]) for key, title in BLOCKS.items() if report.get(key)],
@@ -56,8 +57,12 @@ def _headline(report: Mapping[str, Any]) -> str:
 
 def _plainly(value: Any) -> str:
     """A value of a report as a reader wants it: short numbers, text as it is."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
     if isinstance(value, str):
         return value
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plainly(each)}" for name, each in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(_plainly, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else "" if value is None else str(value)

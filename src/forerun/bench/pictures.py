@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from forerun.bench import charts, machine_charts
 from forerun.bench.ink import house_style, png, svg
+from forerun.bench.tables import target_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,8 @@ PICTURES = (
         "roofline",
         "Roofline",
         "What each step computes by how much it computes for a byte that it reads; the lines are what this machine's memory and arithmetic allow. Drafts move "
-        "a step to the right, where the same bytes serve more tokens. Filled marks: temperature 0; each batch size has its own.",
-        "Measured on request.",
+        "a step to the right, where the same bytes serve more tokens. Filled marks: temperature 0; hollow ones: above.",
+        "Measured unless --no-profile was given.",
         machine_charts.roofline,
     ),
     Picture(
@@ -86,7 +87,7 @@ PICTURES = (
         "Speculative, quantised, small",
         "Speculation keeps the target's text and costs a little memory; a quantised target or a smaller model saves memory and writes another text. Same "
         "tokens: of the target's own greedy text, each token given the text before it.",
-        "Measured on request.",
+        "Measured with --compare.",
         machine_charts.comparison,
     ),
 )
@@ -123,5 +124,5 @@ def footer(report: Mapping[str, Any]) -> str:
     hardware, versions = report["hardware"], report["versions"]
     where = f"{hardware.get('accelerator', hardware['cpu'])}, {hardware['threads']} threads, torch {versions['torch']}"
     widened = f", widened from {report['widened']['from']}" if report.get("widened") else ""
-    what = f"{report['target']['name']}{widened}, {report['dtype']}, {len(report['prompts'])} prompts of {report['max_tokens']} new tokens"
+    what = f"{target_name(report)}{widened}, {report['dtype']}, {len(report['prompts'])} prompts of {report['max_tokens']} new tokens"
     return f"{what}\n{where}, {report['date'][:10]}, commit {(report['git_commit'] or 'unknown')[:10]}"

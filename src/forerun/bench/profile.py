@@ -69,7 +69,7 @@ def _step_overhead(llm: LLM, prompt: list[int], temperature: float, repetitions:
 
 @torch.inference_mode()
 def _verify_cost(llm: LLM, prompt: list[int]) -> dict[str, Any]:
-    """Seconds of a pass over so many rows of one request, behind the prompt: medians of rounds through all sizes, the first apart."""
+    """Seconds of a pass over so many rows of one request, behind the prompt: the least of rounds through all sizes, because a busy machine only adds."""
     engine = llm.engine
     sizes = [size for size in VERIFY_ROWS if len(prompt) + size <= llm.max_model_len]
     (request_id,) = engine.add_request(prompt, _params(0.0, sizes[-1]))
@@ -84,7 +84,7 @@ def _verify_cost(llm: LLM, prompt: list[int]) -> dict[str, Any]:
             rounds.append([_seconds(partial(engine.model_runner.model.forward, [rows]), llm) for rows in passes])
     finally:
         engine.abort(request_id)
-    seconds = [median(times) for times in zip(*rounds[1:], strict=True)]
+    seconds = [min(times) for times in zip(*rounds[1:], strict=True)]
     found = {"context": len(prompt), "rounds": len(rounds) - 1, "rows": sizes, "seconds": [round(each, 7) for each in seconds]}
     if llm.drafter_names:  # without drafters nothing was to be expected
         found["expected_seconds"] = [round(engine.speculator.costs.passes.seconds(size), 7) for size in sizes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -16,6 +17,12 @@ def setting_of(result: Mapping[str, Any]) -> str:
     return f"temperature {result['temperature']:g}, batch {result['batch_size']}"
 
 
+def target_name(report: Mapping[str, Any]) -> str:
+    """Of a folder the last part: where it lies on somebody's machine is in the JSON."""
+    name = str(report["target"]["name"])
+    return Path(name).name if name.startswith((".", "/", "~")) or name.count("/") > 1 else name
+
+
 def predicted_speedup(found: Mapping[str, Any]) -> float | None:
     """Over plain decoding, as the cost model saw it, with the prefill that both have; None where it expected nothing."""
     if not found.get("plain_seconds") or not found.get("predicted_seconds"):
@@ -24,11 +31,17 @@ def predicted_speedup(found: Mapping[str, Any]) -> float | None:
     return float((found["plain_seconds"] + prefill) / (found["predicted_seconds"] + prefill))
 
 
+def time_parts(result: Mapping[str, Any]) -> list[str]:
+    """What a step's time was divided into; early reports knew no prefill."""
+    return next((list(found["time_share"]) for found in result["methods"].values() if "time_share" in found), [])
+
+
 def table(result: Mapping[str, Any]) -> Table:
     """One setting (temperature and batch size)."""
-    shown = _empty(f"{setting_of(result)} (tokens a pass; prefill/draft/verify/other in % of the time)")
+    parts = time_parts(result)
+    shown = _empty(f"{setting_of(result)} (tokens a pass; {'/'.join(parts)} in % of the time)")
     shown.add_column("method", no_wrap=True)
-    for heading in ("tokens/s", "min-max", "vs plain", "a pass", "identical", "p/d/v/o"):
+    for heading in ("tokens/s", "min-max", "vs plain", "a pass", "identical", "/".join(part[0] for part in parts)):
         shown.add_column(heading, justify="right", no_wrap=True)
     for name, found in result["methods"].items():
         speed = found["tokens_per_second"]

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import NamedTuple
 
 VOTES_A_TOKEN = 0.25  # of a match: an occurrence behind a long match weighs more than one behind a short one
-NEGLIGIBLE = 0.3  # probability that is not worth asking a shorter context for
+NEGLIGIBLE = 0.4  # probability that is not worth asking a shorter context for
 MAX_CONTEXTS = 2  # asked about one token; a third changed no figure
 
 Context = tuple[int, dict[int, float]]  # how many tokens match, and votes for the next one

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from forerun.drafters.base import DraftBudget, DrafterContext, DraftRequest
-from forerun.drafters.growth import coupling_of, grow
+from forerun.drafters.best_first import coupling_of, grow
 from forerun.drafters.matches import Match, agreeing, blended, votes_of
 from forerun.sampling.noise import GumbelNoise
 from forerun.types import TokenTree, Verified

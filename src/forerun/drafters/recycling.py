@@ -11,9 +11,10 @@ import torch
 
 from forerun.config import SamplingParams
 from forerun.drafters.base import DraftBudget, DrafterContext, DraftRequest
-from forerun.drafters.growth import MAX_CHILDREN, coupling_of, grow
+from forerun.drafters.best_first import MAX_CHILDREN, coupling_of, grow
 from forerun.types import TokenTree, Verified
 
+BLOCK = 128  # logits whose maximum is looked at first
 MAX_TENANTS = 16  # with a table each, the last that asked
 
 
@@ -65,14 +66,14 @@ class Recycling:
         return grow(request.token_ids[-1], children, lambda _, token_id: token_id, budget, coupling_of(request, self._noise))
 
     def observe(self, requests: Sequence[DraftRequest], verified: Sequence[Verified]) -> None:
-        """One top-k a request over its rows, where they are, and one transfer a step."""
+        """One search a request over its rows, where they are, and one transfer a step."""
         seen = [(request, kept, kept.logits) for request, kept in zip(requests, verified, strict=True) if kept.logits is not None]
         if not seen:
             return
         num_candidates = min(MAX_CHILDREN, self._vocab_size)
-        best = [rows.topk(num_candidates, dim=-1) for _, _, rows in seen]
-        token_ids = torch.cat([each.indices for each in best]).cpu().numpy()
-        logits = torch.cat([each.values for each in best]).float().cpu().numpy()
+        best = [highest(rows, num_candidates) for _, _, rows in seen]
+        logits = torch.cat([values for values, _ in best]).cpu().numpy()
+        token_ids = torch.cat([indices for _, indices in best]).cpu().numpy()
         low = 0
         for request, kept, rows in seen:
             self._learn(request, kept, token_ids[low : low + len(rows)], logits[low : low + len(rows)])
@@ -100,6 +101,31 @@ class Recycling:
 
     def free(self, request_ids: Sequence[int]) -> None:
         pass  # the table is not about requests
+
+
+def highest(
+    # [num_rows, vocab_size], any float dtype
+    rows: torch.Tensor,
+    count: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` highest values of each row (float32) and where they stand, `[num_rows, count]`; NaN counts as the highest.
+
+    torch's top-k reads every value with care: a millisecond a row of 150,000. The highest values are in the blocks with the highest maxima.
+    """
+    rows = rows.float()  # maxima of bfloat16 are slow, too
+    num_blocks = rows.shape[1] // BLOCK
+    if num_blocks <= 4 * count:
+        best = rows.topk(count, dim=-1)
+        return best.values, best.indices
+    body = rows[:, : num_blocks * BLOCK].unflatten(-1, (num_blocks, BLOCK))
+    blocks = body.amax(dim=-1).topk(count, dim=-1).indices
+    near = body[torch.arange(len(rows), device=rows.device)[:, None], blocks].flatten(1)
+    places = (blocks[..., None] * BLOCK + torch.arange(BLOCK, device=rows.device)).flatten(1)
+    rest = torch.arange(num_blocks * BLOCK, rows.shape[1], device=rows.device)
+    near = torch.cat([near, rows[:, num_blocks * BLOCK :]], dim=1)
+    places = torch.cat([places, rest.expand(len(rows), -1)], dim=1)
+    best = near.topk(count, dim=-1)
+    return best.values, places.gather(1, best.indices)
 
 
 def _probabilities(token_ids: list[int], logits: list[float], params: SamplingParams) -> dict[int, float]:

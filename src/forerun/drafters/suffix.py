@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forerun.drafters.base import DraftBudget, DrafterContext, DraftRequest
-from forerun.drafters.growth import coupling_of, grow
+from forerun.drafters.best_first import coupling_of, grow
 from forerun.drafters.matches import Context, Match, agreeing, blended, votes_of
 from forerun.drafters.suffix_automaton import SuffixAutomaton
 from forerun.drafters.suffix_store import SuffixStore

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 MAX_COUNTED = 32  # shorter contexts counted a token: text has few, only periodic text has more
-MAX_FAN_OUT = 32  # continuations looked at behind one context
+MAX_FAN_OUT = 16  # continuations looked at behind one context
 
 
 class SuffixAutomaton:
@@ -92,7 +92,13 @@ class SuffixAutomaton:
             return {token_id: count[after] for token_id, after in edges.items()}
         if len(edges) > MAX_FAN_OUT:
             edges = dict(islice(edges.items(), MAX_FAN_OUT))
-        found: dict[int, float] = {token_id: count[after] for token_id, after in edges.items()}
+        found: dict[int, float] = {}
+        latest = self.latest
+        newest = newest_end = 0
+        for token_id, after in edges.items():
+            found[token_id] = count[after]
+            if latest[after] > newest_end:
+                newest, newest_end = token_id, latest[after]
         if found:
-            found[max(edges, key=lambda token_id: self.latest[edges[token_id]])] += 0.5
+            found[newest] += 0.5
         return found

@@ -39,7 +39,8 @@ class SuffixStore:
     its output, so that the output's first tokens have a context. Positions count up for ever, a position's slot is its remainder by
     `max_tokens`, and no output wraps around. For each length of `CONTEXT_LENGTHS` a table by hash holds the latest position behind a context
     of that length, and each position the one before it in its chain; what a lookup finds is compared token by token.
-    An output costs a few sorts of its own length to add. Not thread-safe, like the engine.
+    An output costs a few sorts of its own length to add. Token ids are one tokenizer's: a store is for targets that share it. Not thread-safe,
+    like the engine.
 
     Raises InvalidInputError for sizes that cannot be.
     """
@@ -53,11 +54,14 @@ class SuffixStore:
         self.prompt_tokens = prompt_tokens
         bits = (max_tokens - 1).bit_length()
         self._shift = 64 - bits
-        # zeros are not touched before they are written, so an empty store is small; position 0 is never used
-        self._tokens = np.zeros(max_tokens, np.int32)
-        self._owners = np.zeros(max_tokens, np.int32)
-        self._heads = [np.zeros(1 << bits, np.int64) for _ in CONTEXT_LENGTHS]
-        self._before = [np.zeros(max_tokens, np.int64) for _ in CONTEXT_LENGTHS]
+        try:
+            # zeros are not touched before they are written, so an empty store is small; position 0 is never used
+            self._tokens = np.zeros(max_tokens, np.int32)
+            self._owners = np.zeros(max_tokens, np.int32)
+            self._heads = [np.zeros(1 << bits, np.int64) for _ in CONTEXT_LENGTHS]
+            self._before = [np.zeros(max_tokens, np.int64) for _ in CONTEXT_LENGTHS]
+        except MemoryError as error:
+            raise InvalidInputError("max_tokens", max_tokens, "is more than this machine has room for: some 100 bytes a token are kept") from error
         # single elements of a memoryview cost a third of numpy's
         self._read = (self._tokens.data, self._owners.data)
         self._read_heads = [column.data for column in self._heads]

@@ -190,7 +190,7 @@ class LLMEngine:
     def _account(self, updates: Sequence[RequestUpdate], trees: Sequence[TokenTree], clock: Sequence[float]) -> None:
         """Shares the step's times out by rows."""
         scheduled, prefilled, drafted, passed, ended = (after - before for before, after in pairwise(clock))
-        expected = self.speculator.step_took(sum(len(update.tokens) for update in updates), passed, scheduled + ended)
+        expected = self.speculator.step_took(sum(len(update.tokens) for update in updates), drafted, passed, scheduled + ended)
         num_rows = len(trees) + sum(map(len, trees))
         for update, tree, decision in zip(updates, trees, expected.decisions, strict=True):
             share, stats = (1 + len(tree)) / num_rows, update.request.stats

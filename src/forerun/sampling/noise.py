@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from math import log, log1p
 
 import torch
@@ -61,6 +62,7 @@ def coin(seed: int, index: int) -> float:
     return ((mix64((mix64(seed & _MASK_64) + (index + 1) * _GOLDEN) & _MASK_64) >> 11) + 0.5) * 2.0**-53
 
 
+@lru_cache(maxsize=1024)  # drafters come back to the same few positions
 def _row_key(seed: int, position: int) -> int:
     return mix64((mix64(seed & _MASK_64) + position * _GOLDEN) & _MASK_64)
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from forerun.types import TokenTree
 
+LEAST = 0.01  # survival below which no row is cheap enough
+
 # (rows, runs, expected tokens) -> seconds of the step, without what was spent on drafting
 StepSeconds = Callable[[int, int, float], float]
 
@@ -29,9 +31,9 @@ def admit(
     StairCut; DSpark's Algorithm 1 on trees). `num_rows`, `num_runs` and `expected_tokens` are what runs anyway; `spent` seconds went into
     drafting. A node beside an admitted sibling begins a branch, which costs `branch_seconds` and is left out where it does not bring them back.
     """
-    order = sorted(
-        ((-survival, index, node) for index, each in enumerate(survivals) for node, survival in enumerate(each)),
-    )
+    order = sorted((-survival, index, node) for index, each in enumerate(survivals) for node, survival in enumerate(each) if survival > LEAST)
+    if not order:
+        return [TokenTree()] * len(trees)
     best = base = expected_tokens / (spent + step_seconds(num_rows, num_runs, expected_tokens))
     taken: list[tuple[int, int]] = []
     admitted: set[tuple[int, int]] = set()

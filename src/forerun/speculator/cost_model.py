@@ -26,22 +26,24 @@ class _Mean:
 
 @dataclass(slots=True)
 class DraftCost:
-    """Seconds of one call of a drafter: what it reports itself (`draft_seconds`), put right by its clock; else what the clock said, by depth."""
+    """Seconds of one call of a drafter: what it reports itself (`draft_seconds`), put right by its clock; else what the clock said."""
 
     drafter: Drafter
     scale: _Mean = field(default_factory=_Mean)  # measured over reported
-    by_size: dict[int, _Mean] = field(default_factory=dict)  # a level of depth, by the binary size of the batch
+    by_shape: dict[tuple[int, int], _Mean] = field(default_factory=dict)  # by the binary size of the batch, and depth
 
     def seconds(self, num_requests: int, budget: DraftBudget) -> float:
         """Of drafting for so many requests alike; 0 until something is known."""
         reported = self._reported(num_requests, budget)
         if reported is not None:
             return reported * (1.0 if self.scale.value is None else self.scale.value)
-        if not self.by_size or not budget:
+        if not self.by_shape or not budget:
             return 0.0
         size = num_requests.bit_length()
-        nearest = min(self.by_size, key=lambda known: (abs(known - size), known))
-        return (self.by_size[nearest].value or 0.0) * budget.depth * 2.0 ** max(0, size - nearest)
+        near_size, near_depth = min(self.by_shape, key=lambda known: (abs(known[0] - size), abs(known[1] - budget.depth)))
+        # what is not known is taken to be dear: a shallow draft may cost as much as a deep one
+        dearer = 2.0 ** max(0, size - near_size) * max(1.0, budget.depth / near_depth)
+        return (self.by_shape[near_size, near_depth].value or 0.0) * dearer
 
     def _reported(self, num_requests: int, budget: DraftBudget) -> float | None:
         report = getattr(self.drafter, "draft_seconds", None)
@@ -52,7 +54,7 @@ class DraftCost:
         if reported:
             self.scale.measured(seconds / reported)
         elif budget:
-            self.by_size.setdefault(num_requests.bit_length(), _Mean()).measured(seconds / budget.depth)
+            self.by_shape.setdefault((num_requests.bit_length(), budget.depth), _Mean()).measured(seconds)
 
 
 class CostModel:
@@ -61,6 +63,14 @@ class CostModel:
     def __init__(self, passes: PassCost) -> None:
         self.passes = passes
         self._token_overhead = _Mean()
+        self._handling = _Mean()
+
+    def handling(self, num_requests: int) -> float:
+        """Seconds that guesses for so many requests take beside the drafter's call: merging, weighing, admitting."""
+        return (self._handling.value or 0.0) * num_requests
+
+    def handling_took(self, num_requests: int, seconds: float) -> None:
+        self._handling.measured(seconds / num_requests)
 
     def step(self, num_rows: int, num_runs: int, num_tokens: float) -> float:
         """Seconds of a pass over so many rows, and of the noise, sampling and text of the tokens that it emits."""

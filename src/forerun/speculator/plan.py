@@ -50,18 +50,20 @@ def _best_speculation(
     drafting: DraftCost, num_requests: int, edges: Edges, costs: CostModel, max_depth: int, widths: Sequence[int]
 ) -> Plan:
     best = Plan(DraftBudget(0), 0.0, "cost")
+    branch = num_requests * costs.passes.run_seconds
+    token = costs.step(num_requests, num_requests, num_requests) - costs.step(num_requests, num_requests, 0)
+    passes = [costs.step(num_requests * (1 + count), num_requests, 0) for count in range(1 + max_depth * max(widths))]
     for width in widths:
         nodes: list[float] = []
         for depth, level in enumerate(level_survivals(edges, width, max_depth), 1):
             nodes = sorted(nodes + level, reverse=True)
             budget = DraftBudget(depth, width)
-            spent = drafting.seconds(num_requests, budget)
+            spent = drafting.seconds(num_requests, budget) + costs.handling(num_requests)
             expected = 1.0
             for count, survival in enumerate(nodes, 1):
                 expected += survival
-                runs = num_requests * (1 if width == 1 else min(width, max(1, count - depth + 1)))
-                tokens = num_requests * expected
-                rate = tokens / (spent + costs.step(num_requests * (1 + count), runs, tokens))
+                branches = 0 if width == 1 else min(width - 1, max(0, count - depth))
+                rate = num_requests * expected / (spent + passes[count] + branches * branch + expected * token)
                 if rate > best.rate:
                     best = Plan(budget, rate, "drafted")
     return best

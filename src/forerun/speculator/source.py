@@ -29,7 +29,7 @@ class Source:
     records: dict[int, RequestRecord] = field(default_factory=dict)
     num_calls: int = 0
     _met: set[int] = field(default_factory=set)
-    _plans: dict[tuple[int, int, int, bool], Plan] = field(default_factory=dict)
+    _plans: dict[tuple[int, int, bool], Plan] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.cost = DraftCost(self.drafter)
@@ -44,13 +44,13 @@ class Source:
         factor = self.factor(request_id)
         return [factor * edge for edge in self.survival.edges(tree)]
 
-    def plan(self, request_id: int, num_requests: int, depth: int, is_chain: bool, costs: CostModel) -> Plan:
+    def plan(self, request_id: int, num_requests: int, max_depth: int, is_chain: bool, costs: CostModel) -> Plan:
         """How to ask for this request; remembered for requests that fare alike, until `replan`."""
-        tenths = round(10 * self.factor(request_id))
-        key = (num_requests, tenths, depth, is_chain)
+        fifths = round(5 * self.factor(request_id))
+        key = (num_requests, fifths, is_chain)
         if key not in self._plans:
-            edges = self.survival.rank_edges(tenths / 10)
-            self._plans[key] = best_plan(self.cost, num_requests, edges, costs, depth, WIDTHS[:1] if is_chain else WIDTHS)
+            edges = self.survival.rank_edges(fifths / 5)
+            self._plans[key] = best_plan(self.cost, num_requests, edges, costs, max_depth, WIDTHS[:1] if is_chain else WIDTHS)
         return self._plans[key]
 
     def replan(self) -> None:
@@ -81,9 +81,9 @@ class Source:
             self.survival.had_none()
         return trees, expected or seconds
 
-    def learn(self, request_id: int, tree: TokenTree, token_ids: Sequence[int]) -> None:
-        """A draft, verified or not, beside the tokens that the text went on with."""
-        self.records.setdefault(request_id, RequestRecord()).learn(*self.survival.learn(tree, token_ids))
+    def learn(self, request_id: int, tree: TokenTree, width: int, token_ids: Sequence[int]) -> None:
+        """A draft of so many beside each other, verified or not, and the tokens that the text went on with."""
+        self.records.setdefault(request_id, RequestRecord()).learn(*self.survival.learn(tree, token_ids, width))
 
     def observe(self, requests: Sequence[DraftRequest], verified: Sequence[Verified]) -> None:
         self._tell("observe", requests, verified)

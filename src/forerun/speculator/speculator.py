@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from forerun.config import EngineConfig, NumDraftTokens
 from forerun.drafters.base import DraftBudget, Drafter, DraftRequest
@@ -19,8 +19,10 @@ from forerun.types import TokenTree, Verified
 
 FREE_SHARE = 0.01  # of plain decoding's time: a drafter that costs less is asked at every step
 FREE_WIDTH = 4
-PROBE_SHARE = 0.01  # of the time: what may go into drafts that promise nothing, so that a change for the better is seen
-PLAN_STEPS = 32  # plans are made anew after so many steps
+IDLE_SHARE = 0.01  # of the time: what may go into looking for drafts where there are none worth verifying, and into probes
+GAIN_SHARE = 0.1  # of the time that drafts saved: what else may
+MOST_ALLOWED = 4.0  # plain steps that the allowance holds; one, below zero
+PLAN_STEPS = 64  # plans are made anew after so many steps
 FORCED = "grammar"  # the source of tokens that a grammar leaves no choice about
 
 
@@ -53,10 +55,11 @@ class Speculator:
     @drafters.setter
     def drafters(self, drafters: Sequence[Drafter]) -> None:
         self.sources = [Source(drafter) for drafter in drafters]
-        self._allowance = 0.0  # seconds that may go into probes
+        self._allowance = 0.0  # seconds that may be spent for nothing
         self._num_steps = 0
+        self._resting: tuple[list[int], list[Decision]] = ([], [])  # requests for which nothing was worth verifying, and why
         # of the step that runs
-        self._proposals: list[list[tuple[Source, TokenTree]]] = []
+        self._proposals: list[list[tuple[Source, int, TokenTree]]] = []  # source, width asked for, draft
         self._decisions: list[Decision] = []
         self._predicted = 0.0
         self._shape = (1, 1)  # rows and runs of the pass
@@ -66,17 +69,28 @@ class Speculator:
         self._proposals = [[] for _ in requests]
         self._decisions = ["off_by_request"] * len(requests)
         self._predicted = 0.0
-        trees = [TokenTree()] * len(requests)
-        if self.sources:
-            limits = [self._limit(index, request) for index, request in enumerate(requests)]
-            trees = [self._forced(index, request, limit) for index, (request, limit) in enumerate(zip(requests, limits, strict=True))]
-            open_ = [index for index, limit in enumerate(limits) if limit > 0 and not trees[index]]
-            auto = [index for index in open_ if self._asked(requests[index]) == "auto"]
-            fixed = {index: DraftBudget(limits[index]) for index in open_ if self._asked(requests[index]) != "auto"}
-            self._draft_fixed(requests, fixed, trees)
-            if auto:
-                self._draft_auto(requests, {index: limits[index] for index in auto}, trees)
-        self._shape = (len(requests) + sum(map(len, trees)), sum(max(1, tree.num_leaves) for tree in trees))
+        self._shape = (len(requests), len(requests))
+        began = time.perf_counter()
+        request_ids, trees = [request.request_id for request in requests], [TokenTree()] * len(requests)
+        if self._allowance < 0.0 and request_ids == self._resting[0]:
+            self._decisions = list(self._resting[1])
+        elif self.sources:
+            trees = self._drafts(requests)
+            self._shape = (len(requests) + sum(map(len, trees)), sum(max(1, tree.num_leaves) for tree in trees))
+            if not any(trees):
+                self._allowance -= max(time.perf_counter() - began, self._predicted)
+                self._resting = (request_ids, self._decisions)
+        return trees
+
+    def _drafts(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        limits = [self._limit(index, request) for index, request in enumerate(requests)]
+        trees = [self._forced(index, request, limit) for index, (request, limit) in enumerate(zip(requests, limits, strict=True))]
+        open_ = [index for index, limit in enumerate(limits) if limit > 0 and not trees[index]]
+        auto = [index for index in open_ if self._asked(requests[index]) == "auto"]
+        fixed = {index: DraftBudget(limits[index]) for index in open_ if self._asked(requests[index]) != "auto"}
+        self._draft_fixed(requests, fixed, trees)
+        if auto:
+            self._draft_auto(requests, {index: limits[index] for index in auto}, trees)
         return trees
 
     def _asked(self, request: DraftRequest) -> NumDraftTokens:
@@ -113,7 +127,7 @@ class Speculator:
     def _draft_auto(self, requests: Sequence[DraftRequest], limits: Mapping[int, int], trees: list[TokenTree]) -> None:
         """Drafters that cost next to nothing first; then, for each request, the one that promises most, where that is more than what is there."""
         began = time.perf_counter()
-        most = FREE_SHARE * self.costs.plain(len(requests))
+        most = FREE_SHARE * self.costs.plain(len(requests)) - self.costs.handling(len(limits))
         deepest = DraftBudget(max(limits.values()))
         paid = [source for source in self.sources if source.cost.seconds(len(limits), deepest) > most]
         for source in self.sources:
@@ -121,8 +135,12 @@ class Speculator:
                 self._ask(source, requests, {index: self._free_budget(requests[index], limit) for index, limit in limits.items() if self._is_open(requests, index)})
         if paid:
             self._ask_paid(requests, {index: limit for index, limit in limits.items() if self._is_open(requests, index)}, paid)
-        merged = {index: self._merged(requests[index], index) for index in limits}
-        self._admit(requests, merged, trees, time.perf_counter() - began)
+        guessed = [index for index in limits if self._proposals[index]]
+        if guessed:
+            weighing = time.perf_counter()
+            merged = {index: self._merged(requests[index], index) for index in guessed}
+            self._admit(requests, merged, trees, weighing - began)
+            self.costs.handling_took(len(guessed), time.perf_counter() - weighing)
 
     def _is_open(self, requests: Sequence[DraftRequest], index: int) -> bool:
         """Where laws must be kept, the drafts of one drafter stay alone."""
@@ -135,9 +153,10 @@ class Speculator:
     def _ask_paid(self, requests: Sequence[DraftRequest], limits: Mapping[int, int], paid: Sequence[Source]) -> None:
         """Each request's best plan first, where it promises more than the guesses that are there; the next best where that had no guess."""
         plans: dict[int, list[tuple[Source, Plan]]] = {}
-        for index, limit in limits.items():
+        for index in limits:
             is_chain = requests[index].params.acceptance == "block"
-            each = [(source, source.plan(requests[index].request_id, len(requests), limit, is_chain, self.costs)) for source in paid]
+            deepest = self._config.max_num_draft_tokens
+            each = [(source, source.plan(requests[index].request_id, len(requests), deepest, is_chain, self.costs)) for source in paid]
             promised = self._promised(requests, index)
             plans[index] = sorted(((source, plan) for source, plan in each if plan.budget and plan.rate > promised), key=lambda one: -one[1].rate)
             if not any(plan.budget for _, plan in each):
@@ -147,8 +166,8 @@ class Speculator:
         for rank in range(len(paid)):
             had = {index: len(self._proposals[index]) for index in plans}
             for source in paid:
-                wanted = {index: each[rank][1].budget for index, each in plans.items() if rank < len(each) and each[rank][0] is source}
-                self._ask(source, requests, wanted)
+                chosen = {index: each[rank][1].budget for index, each in plans.items() if rank < len(each) and each[rank][0] is source}
+                self._ask(source, requests, {index: replace(budget, depth=min(budget.depth, limits[index])) for index, budget in chosen.items()})
             plans = {index: each for index, each in plans.items() if len(self._proposals[index]) == had[index]}
 
     def _promised(self, requests: Sequence[DraftRequest], index: int) -> float:
@@ -166,9 +185,8 @@ class Speculator:
         """
         source = paid[self._num_steps % len(paid)]
         index = list(limits)[self._num_steps % len(limits)]
-        cost = source.cost.seconds(1, DraftBudget(1))
+        cost = source.cost.seconds(1, DraftBudget(1)) + self.costs.handling(1)
         if cost <= self._allowance:
-            self._allowance -= cost
             self._decisions[index] = "probe"
             self._ask(source, requests, {index: DraftBudget(1)})
 
@@ -179,7 +197,7 @@ class Speculator:
         drafts, seconds = source.ask(requests, wanted, self._valid)
         self._predicted += seconds
         for index, tree in drafts.items():
-            self._proposals[index].append((source, tree))
+            self._proposals[index].append((source, wanted[index].width, tree))
         return drafts
 
     def _valid(self, request: DraftRequest, tree: TokenTree, budget: DraftBudget) -> TokenTree:
@@ -195,8 +213,8 @@ class Speculator:
         proposals = self._proposals[index]
         if not proposals:
             return TokenTree(), []
-        edges = [source.edges(request.request_id, tree) for source, tree in proposals]
-        tree, found = (proposals[0][1], edges[0]) if len(proposals) == 1 else merge([tree for _, tree in proposals], edges)
+        edges = [source.edges(request.request_id, tree) for source, _, tree in proposals]
+        tree, found = (proposals[0][2], edges[0]) if len(proposals) == 1 else merge([tree for _, _, tree in proposals], edges)
         return tree, survivals(tree, found)
 
     def _admit(
@@ -231,20 +249,22 @@ class Speculator:
         """What the target made of the step."""
         self._num_steps += 1
         for request, proposals, kept in zip(requests, self._proposals, verified, strict=True):
-            for source, tree in proposals:
-                source.learn(request.request_id, tree, kept.token_ids)
+            for source, width, tree in proposals:
+                source.learn(request.request_id, tree, width, kept.token_ids)
         for source in self.sources:
             source.observe(requests, verified)
             if self._num_steps % PLAN_STEPS == 0:
                 source.replan()
 
-    def step_took(self, num_tokens: int, pass_seconds: float, other_seconds: float) -> StepCost:
-        """The clock of the step that `propose` began: the target's pass, and what was neither that nor drafting."""
+    def step_took(self, num_tokens: int, draft_seconds: float, pass_seconds: float, other_seconds: float) -> StepCost:
+        """The clock of the step that `propose` began: drafting, the target's pass, and the rest."""
         count = max(1, len(self._decisions))
         predicted = self._predicted + self.costs.step(*self._shape, num_tokens)
         plain = self.costs.plain(count) / count * num_tokens
         self.costs.step_took(*self._shape, num_tokens, pass_seconds, other_seconds)
-        self._allowance += PROBE_SHARE * (pass_seconds + other_seconds)
+        saved = plain - draft_seconds - pass_seconds - other_seconds if self._shape[0] > count else 0.0
+        self._allowance += IDLE_SHARE * plain * count / max(1, num_tokens) + GAIN_SHARE * max(0.0, saved)
+        self._allowance = max(min(self._allowance, MOST_ALLOWED * self.costs.plain(count)), -self.costs.plain(count))
         return StepCost(predicted, plain, tuple(self._decisions))
 
     def free(self, request_ids: Sequence[int]) -> None:

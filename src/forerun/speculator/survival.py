@@ -95,10 +95,10 @@ class Survival:
             keys.append((min(depth, DEPTHS - 1), -1 - min(rank, 1)))
         return keys
 
-    def learn(self, tree: TokenTree, token_ids: Sequence[int]) -> tuple[float, float]:
+    def learn(self, tree: TokenTree, token_ids: Sequence[int], width: int = 1) -> tuple[float, float]:
         """What the text went on with (`token_ids`, as far as it is known) against the draft, verified or not.
 
-        Returns how many places the draft was right at, and how many were expected of it.
+        A rank that was asked for (`width`) and not given was no good. Returns how many places the draft was right at, and how many were expected of it.
         """
         keys, children = self._keys(tree), _children(tree)
         node, hits, expected = -1, 0.0, 0.0
@@ -114,6 +114,8 @@ class Survival:
                 if right:
                     found = child
             if found is None:
+                for rank in range(len(children.get(node, ())), min(width, RANKS) if node in children else 0):
+                    ranks[rank].count(False)
                 break
             hits += 1.0
             node = found

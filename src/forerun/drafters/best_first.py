@@ -15,7 +15,7 @@ Place = TypeVar("Place")
 Coupling = Callable[[int, list[int]], list[float]]
 
 MAX_CHILDREN = 8  # weighed at one node
-MIN_SURVIVAL = 0.02  # of a path, under which nothing is worth a row
+MIN_SURVIVAL = 0.01  # of a path, under which no tree goes on: scores are calibrated later, so well under what pays
 RARE = 0.02  # of the likeliest sibling, under which no noise is read: it seldom lifts so far
 
 
@@ -39,7 +39,8 @@ def grow(
     `children(place)` are token ids with their probabilities (summing up to 1 or less), `advance(place, token_id)` is the place behind one.
     """
     if budget.width == 1:
-        return _chain(start, children, advance, budget.depth, coupling)
+        return _chain(start, children, advance, budget, coupling)
+    least = max(MIN_SURVIVAL, budget.least)
     token_ids: list[int] = []
     parents: list[int] = []
     scores: list[float] = []
@@ -50,7 +51,7 @@ def grow(
     while True:
         if depth < budget.depth and room[depth]:
             for token_id, score in _ranked(children(place), depth, coupling):
-                if survival * score < MIN_SURVIVAL:
+                if survival * score < least:
                     break
                 pushed += 1
                 heapq.heappush(waiting, (-survival * score, pushed, node, depth, token_id, score, place))
@@ -74,13 +75,14 @@ def _chain(
     place: Place,
     children: Callable[[Place], dict[int, float]],
     advance: Callable[[Place, int], Place],
-    most: int,
+    budget: DraftBudget,
     coupling: Coupling | None,
 ) -> TokenTree:
-    """The best child of each node, however unlikely."""
+    """The best child of each node, as long as the path survives with `budget.least`."""
     token_ids: list[int] = []
     scores: list[float] = []
-    for depth in range(most):
+    survival = 1.0
+    for depth in range(budget.depth):
         probabilities = children(place)
         if not probabilities:
             break
@@ -89,9 +91,12 @@ def _chain(
             score = probabilities[token_id]
         else:
             token_id, score = _ranked(probabilities, depth, coupling)[0]
+        survival *= score
+        if survival < budget.least:
+            break
         token_ids.append(token_id)
         scores.append(score)
-        if depth + 1 < most:
+        if depth + 1 < budget.depth:
             place = advance(place, token_id)
     return TokenTree.chain(token_ids, scores)
 
@@ -107,12 +112,16 @@ def _ranked(probabilities: dict[int, float], depth: int, coupling: Coupling | No
     while best[-1][1] < best[0][1] * RARE:
         best.pop()
     noise = coupling(depth, [token_id for token_id, _ in best])
-    weights = [probability * exp(gumbel) for (_, probability), gumbel in zip(best, noise, strict=True)]
+    weighed = [(token_id, probability * exp(gumbel)) for (token_id, probability), gumbel in zip(best, noise, strict=True)]
+    if len(weighed) > 1:
+        weighed.sort(key=_by_probability)
     # what is not weighed here wins by the largest Gumbel of its whole mass: log(other) + G, under the best with this probability
-    other = max(0.0, 1.0 - sum(probability for _, probability in best))
-    total = sum(weights)
-    stays = exp(-other / max(weights)) / total if total > 0.0 else 0.0
-    return sorted([(token_id, weight * stays) for (token_id, _), weight in zip(best, weights, strict=True)], key=_by_probability)
+    other = max(0.0, 1.0 - sum([probability for _, probability in best]))
+    total = sum([weight for _, weight in weighed])
+    if total <= 0.0:
+        return best
+    stays = exp(-other / weighed[0][1]) / total
+    return [(token_id, weight * stays) for token_id, weight in weighed]
 
 
 def _by_probability(pair: tuple[int, float]) -> float:
