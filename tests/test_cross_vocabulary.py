@@ -259,6 +259,17 @@ def test_siblings_resumed_and_aborted_requests_leave_nothing_behind(llm_of, meth
     assert not drafter._known and len(drafter._cache) == 0
 
 
+@pytest.mark.parametrize("length", [4, "auto"])
+def test_beside_other_drafters(llm_of, tokenizer, length):
+    """Their guesses meet in one tree, and two of them share nothing but the target."""
+    several = ["prompt_lookup", "self:0", across(make_drafter("fp32"), "text"), across(make_drafter("fp32"))]
+    llm = LLM(make_model("llama", "fp32"), several, tokenizer=tokenizer, max_num_seqs=3, num_draft_tokens=length)
+    prompts = ["there is a tin on the train " * repeats for repeats in range(1, 6)]
+    params = [SamplingParams(temperature=index % 2, seed=index, max_tokens=12 + 3 * index, ignore_eos=True) for index in range(5)]
+    expected = llm_of("fp32", "plain").generate(prompts, params)
+    assert [result.token_ids for result in llm.generate(prompts, params)] == [result.token_ids for result in expected]
+
+
 def test_tiny_stories_across_vocabularies(tiny_stories, tmp_path):
     """A trained pair: the drafter's folder under other ids is accepted like the folder itself."""
     target, drafter = tiny_stories

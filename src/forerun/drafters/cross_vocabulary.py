@@ -89,8 +89,13 @@ class CrossVocabulary:
         )
         if not self.vocabularies.to_target:
             raise ModelLoadError(f"drafter={name!r} shares no token with the target, not even letters: choose a drafter for the same script")
-        self._target_ids = self.vocabularies.shared_target_ids.to(context.device)
-        self._draft_ids = self.vocabularies.shared_draft_ids.to(context.device)
+        # from the drafter's row to the target's: what stands where, and what is not shared
+        self._sources = torch.zeros(context.vocab_size, dtype=torch.int64)
+        self._sources[self.vocabularies.shared_target_ids] = self.vocabularies.shared_draft_ids
+        self._sources = self._sources.to(context.device)
+        self._unshared = torch.ones(context.vocab_size, dtype=torch.bool)
+        self._unshared[self.vocabularies.shared_target_ids] = False
+        self._unshared = self._unshared.to(context.device)
         self._one_to_one = self.vocabularies.agreement >= ONE_TO_ONE
         self._max_len: int = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", context.max_model_len)
         self._cost = None if context.target is None else PassCost.measure(self._model, self._max_len)
@@ -182,8 +187,9 @@ class CrossVocabulary:
         trees: list[GrowingTree] = []
         tree_rows: list[int] = []
         row = 0
+        favourites = logits.argmax(dim=-1).tolist()
         for index, draft in enumerate(drafts):
-            if self._turns_to_text(draft, logits[row]):
+            if self._turns_to_text(draft, favourites[row]):
                 draft.text = TextDraft(self._known[draft.request.request_id], draft.request, draft.tree.token_ids, draft.tree.budget, self._context)
             if draft.text is not None:
                 fed[index] = draft.text.extend(logits[row])
@@ -196,7 +202,7 @@ class CrossVocabulary:
             self._grow_trees(trees, logits[tree_rows])
         return fed
 
-    def _turns_to_text(self, draft: _Draft, row: torch.Tensor) -> bool:
+    def _turns_to_text(self, draft: _Draft, favourite: int) -> bool:
         """At the first token, or where the drafter likes one best that the target lacks. Laws are laws of the target's tokens: such drafts go on."""
         params = draft.request.params
         if draft.text is not None or not draft.is_chain:
@@ -205,11 +211,10 @@ class CrossVocabulary:
             return True
         if self.method == "vocabulary" or (params.acceptance == "block" and not params.is_greedy):
             return False
-        return int(row.argmax()) not in self.vocabularies.to_target
+        return favourite not in self.vocabularies.to_target
 
     def _grow_trees(self, trees: Sequence[GrowingTree], rows: torch.Tensor) -> None:
-        ours = rows.new_full((len(rows), self._context.vocab_size), float("-inf"))
-        ours[:, self._target_ids] = rows[:, self._draft_ids]
+        ours = rows.index_select(1, self._sources).masked_fill_(self._unshared, float("-inf"))
         places = [place for tree in trees for place in tree.places()]
         found = iter(guesses(places, ours, max(tree.budget.width for tree in trees), self._context))
         for tree in trees:
