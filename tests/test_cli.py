@@ -82,7 +82,7 @@ def test_generate_explains_itself(pair_options):
     common = ["generate", *pair_options, "--prompt", "to be", "--max-tokens", "24", "--explain"]
     shown = run(*common)
     assert shown.exit_code == 0
-    for expected in ("plain decoding:", "a pass by rows:", "right first guesses", "the last token before max_tokens needs no draft"):
+    for expected in ("plain decoding:", "a pass by rows:", "pays from", "first right", "decision"):
         assert expected in " ".join(shown.stdout.split())
     *_, last = run(*common, "--json").stdout.splitlines()
     explanation = json.loads(last)["explanation"]

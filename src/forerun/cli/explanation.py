@@ -36,7 +36,7 @@ def print_explanation(explanation: Explanation, json_output: bool) -> None:
 
 
 def _drafters(drafters: tuple[DrafterExplanation, ...]) -> Table:
-    table = Table("drafter", "a drafted token", "pays from", "right first guesses", "accepted", "promises", box=None, pad_edge=False)
+    table = Table("drafter", "a token costs", "pays from", "first right", "accepted", "promises", box=None, pad_edge=False)
     for each in drafters:
         table.add_row(
             each.name,
