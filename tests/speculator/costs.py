@@ -18,19 +18,19 @@ class Priced(FakeDrafter):
         return self.seconds * budget.depth
 
 
-def flat(seconds: float = 1.0, run_seconds: float = 0.0) -> CostModel:
+def flat(seconds: float = 1.0, branch_seconds: float = 0.0) -> CostModel:
     """A pass costs the same whatever its rows: memory-bound."""
-    return CostModel(PassCost((1, 128), (seconds, seconds), run_seconds))
+    return CostModel(PassCost((1, 128), (seconds, seconds), 0.0, branch_seconds))
 
 
 def linear(seconds: float = 1.0) -> CostModel:
     """Each row costs as much as the first: compute-bound."""
-    return CostModel(PassCost((1, 128), (seconds, 128 * seconds), 0.0))
+    return CostModel(PassCost((1, 128), (seconds, 128 * seconds)))
 
 
 def staircase() -> CostModel:
     """Eight rows are free, the next eight cost as much again."""
-    return CostModel(PassCost((1, 8, 9, 16, 17, 128), (1.0, 1.0, 2.0, 2.0, 10.0, 100.0), 0.0))
+    return CostModel(PassCost((1, 8, 9, 16, 17, 128), (1.0, 1.0, 2.0, 2.0, 10.0, 100.0)))
 
 
 def priced(seconds: float) -> DraftCost:

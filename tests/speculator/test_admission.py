@@ -27,7 +27,7 @@ def admitted(given_trees, costs, **more):
     trees = [tree for tree, _ in given_trees]
     alive = [survivals(tree, edges) for tree, edges in given_trees]
     count = len(trees)
-    return admit(trees, alive, num_rows=count, num_runs=count, expected_tokens=count, step_seconds=costs.step, **more)
+    return admit(trees, alive, num_rows=count, expected_tokens=count, step_seconds=costs.step, **more)
 
 
 def best_rate(given_trees, costs, spent):

@@ -11,15 +11,16 @@ from forerun.models.pass_cost import PassCost
 
 
 def table():
-    return PassCost((1, 4, 8), (1.0, 1.0, 3.0), 0.5)
+    return PassCost((1, 4, 8), (1.0, 1.0, 3.0), 0.5, 0.25)
 
 
 def test_between_the_measured_rows_it_is_interpolated():
     assert [table().seconds(rows) for rows in (1, 3, 4, 5, 6, 8)] == pytest.approx([1.0, 1.0, 1.0, 1.5, 2.0, 3.0])
 
 
-def test_each_further_run_has_its_price():
+def test_each_further_request_and_branch_has_its_price():
     assert table().seconds(4, 3) == pytest.approx(2.0)
+    assert table().seconds(4, 1, 2) == pytest.approx(1.5)
 
 
 def test_more_rows_than_a_pass_holds_make_further_passes():
@@ -30,20 +31,20 @@ def test_more_rows_than_a_pass_holds_make_further_passes():
 def test_it_follows_the_passes_that_run():
     cost = table()
     for _ in range(60):
-        cost.observe(4, 1, 2.0)
+        cost.observe(4, 1, 0, 2.0)
     assert cost.seconds(4) == pytest.approx(2.0, rel=0.05)
     assert cost.seconds(8) > 3.0, "a machine that is slower at four rows is slower at eight"
 
 
 def test_one_pass_that_met_a_busy_machine_moves_it_little():
     cost = table()
-    cost.observe(4, 1, 1000.0)
+    cost.observe(4, 1, 0, 1000.0)
     assert cost.seconds(4) < 1.2
 
 
 def test_unknown_costs_are_what_the_first_pass_takes():
     cost = PassCost.unknown()
-    cost.observe(4, 1, 0.02)
+    cost.observe(4, 1, 0, 0.02)
     assert cost.seconds(9) == pytest.approx(0.02)
 
 
@@ -54,7 +55,7 @@ def model():
 
 def test_more_rows_never_cost_less(model, tmp_path):
     cost = PassCost.measure(model, CONTEXT, tmp_path)
-    assert list(cost.row_seconds) == sorted(cost.row_seconds) and min(cost.row_seconds) > 0 and cost.run_seconds >= 0
+    assert list(cost.row_seconds) == sorted(cost.row_seconds) and min(cost.row_seconds) > 0 and cost.branch_seconds >= 0
 
 
 def test_a_steady_measurement_is_remembered_and_no_other(model, tmp_path, monkeypatch):

@@ -48,7 +48,7 @@ def test_free_rows_are_drafted_and_costly_guesses_are_not():
 
 def test_wider_where_rows_are_free_and_second_guesses_are_often_right():
     assert best_plan(priced(0.01), 1, ((0.5, 0.3, 0.1),), flat(), 8).budget.width > 1
-    assert best_plan(priced(0.01), 1, ((0.5, 0.0, 0.0),), flat(run_seconds=0.1), 8).budget.width == 1
+    assert best_plan(priced(0.01), 1, ((0.5, 0.0, 0.0),), flat(branch_seconds=0.1), 8).budget.width == 1
 
 
 def test_better_acceptance_never_makes_it_slower():

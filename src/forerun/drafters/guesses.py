@@ -54,7 +54,7 @@ def guesses(places: Sequence[Place], logits: torch.Tensor, width: int, context: 
 def _top(rows: torch.Tensor, width: int) -> list[list[Guess]]:
     """By softmax; rows without a finite logit have no guess."""
     rows = rows.float()
-    best = rows.topk(min(width, rows.shape[-1]), dim=-1)
+    best = rows.topk(min(width, rows.shape[-1]), dim=-1) if width > 1 else rows.max(dim=-1, keepdim=True)
     scores = (best.values - rows.logsumexp(dim=-1, keepdim=True)).exp_()
     pairs = zip(best.indices.tolist(), scores.tolist(), strict=True)
     return [[Guess(token_id, score) for token_id, score in zip(*each, strict=True) if score > 0.0] for each in pairs]

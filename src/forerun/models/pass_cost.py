@@ -22,7 +22,8 @@ from forerun.models.fingerprint import fingerprint
 
 ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 CONTEXT = 96  # tokens before the measured rows
-MANY_RUNS = 16
+MANY_REQUESTS = 16
+BUSH = (0, 1, 2, 3, 1, 2, 3, 1, 2, 3)  # depths of the rows of a draft with three branches
 ROUNDS = 5
 SECONDS = 6.0  # no further round begins behind these
 STEADY = 1.3  # the median over the least time of a shape
@@ -31,16 +32,17 @@ MOST_OFF = 2.0  # a pass that took longer than this many times what was expected
 
 
 class PassCost:
-    """Seconds of a pass over `num_rows` rows that attend in `num_runs` runs (one a request, one more for each further branch).
+    """Seconds of a pass over the rows of some requests.
 
     `row_seconds[i]` is the time of `rows[i]` rows of one request: the staircase; between its points the time is interpolated. Each further
-    run costs `run_seconds`.
+    request costs `request_seconds` for its own attention, each further branch of a draft `branch_seconds`.
     """
 
-    def __init__(self, rows: tuple[int, ...], row_seconds: tuple[float, ...], run_seconds: float) -> None:
+    def __init__(self, rows: tuple[int, ...], row_seconds: tuple[float, ...], request_seconds: float = 0.0, branch_seconds: float = 0.0) -> None:
         self.rows = rows
         self.row_seconds = row_seconds
-        self.run_seconds = run_seconds
+        self.request_seconds = request_seconds
+        self.branch_seconds = branch_seconds
         self._scale = 1.0  # of everything: longer contexts, busier machines
         self._local = [1.0] * len(rows)
         self._table = self._interpolated()
@@ -53,18 +55,18 @@ class PassCost:
             table += [before + (after - before) * (row - low) / (high - low) for row in range(low + 1, high + 1)]
         return table
 
-    def seconds(self, num_rows: int, num_runs: int = 1) -> float:
+    def seconds(self, num_rows: int, num_requests: int = 1, num_branches: int = 0) -> float:
         """Of one step: rows beyond the longest measured pass make further passes."""
         full, rest = divmod(num_rows, self.rows[-1])
         rows = full * self._table[-1] * self._local[-1] + (self._table[rest] * self._local[self._bucket(rest)] if rest else 0.0)
-        return self._scale * (rows + self.run_seconds * max(0, num_runs - 1))
+        return self._scale * (rows + self.request_seconds * (num_requests - 1) + self.branch_seconds * num_branches)
 
     def _bucket(self, num_rows: int) -> int:
         return min(bisect_left(self.rows, num_rows), len(self.rows) - 1)
 
-    def observe(self, num_rows: int, num_runs: int, seconds: float) -> None:
+    def observe(self, num_rows: int, num_requests: int, num_branches: int, seconds: float) -> None:
         """A pass of this shape took so long."""
-        off = seconds / self.seconds(num_rows, num_runs)
+        off = seconds / self.seconds(num_rows, num_requests, num_branches)
         if not self._is_measured:
             self._scale, self._is_measured = off, True
             return
@@ -76,7 +78,7 @@ class PassCost:
     @classmethod
     def unknown(cls) -> PassCost:
         """Before anything is measured: the same whatever the rows, and as long as the first pass takes."""
-        found = cls((1, 128), (1.0, 1.0), 0.0)
+        found = cls((1, 128), (1.0, 1.0))
         found._is_measured = False
         return found
 
@@ -87,14 +89,15 @@ class PassCost:
         remembered = (cache_folder() if cache is None else cache) / f"pass-cost-{key}.json"
         try:
             kept = json.loads(remembered.read_text())
-            return cls(tuple(kept["rows"]), tuple(kept["row_seconds"]), float(kept["run_seconds"]))
+            return cls(tuple(kept["rows"]), tuple(kept["row_seconds"]), float(kept["request_seconds"]), float(kept["branch_seconds"]))
         except (OSError, ValueError, KeyError, TypeError):
             found, is_steady = cls._measured(model, max_model_len)
         if not is_steady:
             return found  # a busy machine's figures are put right by the passes to come, not remembered
         try:
             remembered.parent.mkdir(parents=True, exist_ok=True)
-            remembered.write_text(json.dumps({"rows": found.rows, "row_seconds": found.row_seconds, "run_seconds": found.run_seconds}))
+            kept = {name: getattr(found, name) for name in ("rows", "row_seconds", "request_seconds", "branch_seconds")}
+            remembered.write_text(json.dumps(kept))
         except OSError:
             pass  # a read-only home costs a measurement at each load, nothing else
         return found
@@ -111,16 +114,18 @@ class PassCost:
             model.prefill(Segment(kv, [token_id] * start, 0))
         kv.num_tokens = start
         shapes: list[list[Segment]] = [[Segment(kv, [token_id] * count, start)] for count in rows]
-        several = min(MANY_RUNS, max(rows))
+        several, bush = min(MANY_REQUESTS, max(rows)), BUSH[: max(rows)]
         shapes.append([Segment(kv, [token_id], start) for _ in range(several)])
+        shapes.append([Segment(kv, [token_id] * len(bush), start, [start + depth for depth in bush])])
         times = _times([partial(model.forward, segments) for segments in shapes], model.device)
-        *row_seconds, apart = map(min, times)
+        *row_seconds, apart, branched = map(min, times)
         is_steady = all(median(each) < STEADY * min(each) for each in times)
         # more rows never cost less: what a noisy machine says otherwise is ironed out
         rising = [min(row_seconds[index:]) for index in range(len(rows))]
-        table = cls(rows, tuple(rising), 0.0)
-        run_seconds = max(0.0, apart - table.seconds(several)) / max(1, several - 1)
-        return cls(rows, tuple(rising), run_seconds), is_steady
+        table = cls(rows, tuple(rising))
+        request_seconds = max(0.0, apart - table.seconds(several)) / max(1, several - 1)
+        branch_seconds = max(0.0, branched - table.seconds(len(bush))) / max(1, bush.count(1) - 1)
+        return cls(rows, tuple(rising), request_seconds, branch_seconds), is_steady
 
 
 def _times(actions: list[Callable[[], object]], device: torch.device) -> list[list[float]]:

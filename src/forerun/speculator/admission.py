@@ -8,7 +8,7 @@ from forerun.types import TokenTree
 
 LEAST = 0.01  # survival below which no row is cheap enough
 
-# (rows, runs, expected tokens) -> seconds of the step, without what was spent on drafting
+# (rows, branches beside the first of each request, expected tokens) -> seconds of the step, without what was spent on drafting
 StepSeconds = Callable[[int, int, float], float]
 
 
@@ -18,7 +18,6 @@ def admit(
     survivals: Sequence[Sequence[float]],
     *,
     num_rows: int,
-    num_runs: int,
     expected_tokens: float,
     step_seconds: StepSeconds,
     spent: float = 0.0,
@@ -28,13 +27,14 @@ def admit(
 
     Nodes of all requests are taken by falling survival, which never takes a child before its parent; the rate `expected tokens / seconds`
     is evaluated behind each, because a staircase may pay again at its next edge, and the best count wins: none at all, too (algorithm:
-    StairCut; DSpark's Algorithm 1 on trees). `num_rows`, `num_runs` and `expected_tokens` are what runs anyway; `spent` seconds went into
+    StairCut; DSpark's Algorithm 1 on trees). `num_rows` and `expected_tokens` are what runs anyway; `spent` seconds went into
     drafting. A node beside an admitted sibling begins a branch, which costs `branch_seconds` and is left out where it does not bring them back.
     """
     order = sorted((-survival, index, node) for index, each in enumerate(survivals) for node, survival in enumerate(each) if survival > LEAST)
     if not order:
         return [TokenTree()] * len(trees)
-    best = base = expected_tokens / (spent + step_seconds(num_rows, num_runs, expected_tokens))
+    num_branches = 0
+    best = base = expected_tokens / (spent + step_seconds(num_rows, num_branches, expected_tokens))
     taken: list[tuple[int, int]] = []
     admitted: set[tuple[int, int]] = set()
     with_child: set[tuple[int, int]] = set()
@@ -50,9 +50,9 @@ def admit(
         with_child.add(parent)
         taken.append((index, node))
         num_rows += 1
-        num_runs += begins_branch
+        num_branches += begins_branch
         expected_tokens -= negative
-        rate = expected_tokens / (spent + step_seconds(num_rows, num_runs, expected_tokens))
+        rate = expected_tokens / (spent + step_seconds(num_rows, num_branches, expected_tokens))
         if rate > best:
             best, best_count = rate, len(taken)
     kept = set(taken[:best_count])

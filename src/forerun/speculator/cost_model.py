@@ -74,14 +74,14 @@ class CostModel:
     def handling_took(self, num_requests: int, seconds: float) -> None:
         self._handling.measured(seconds / num_requests)
 
-    def step(self, num_rows: int, num_runs: int, num_tokens: float) -> float:
+    def step(self, num_rows: int, num_requests: int, num_tokens: float, num_branches: int = 0) -> float:
         """Seconds of a pass over so many rows, and of the noise, sampling and text of the tokens that it emits."""
-        return self.passes.seconds(num_rows, num_runs) + (self._token_overhead.value or 0.0) * num_tokens
+        return self.passes.seconds(num_rows, num_requests, num_branches) + (self._token_overhead.value or 0.0) * num_tokens
 
     def plain(self, num_requests: int) -> float:
         """Seconds of a step that drafts nothing: a token for each request."""
         return self.step(num_requests, num_requests, num_requests)
 
-    def step_took(self, num_rows: int, num_runs: int, num_tokens: int, pass_seconds: float, other_seconds: float) -> None:
-        self.passes.observe(num_rows, num_runs, pass_seconds)
+    def step_took(self, num_rows: int, num_requests: int, num_branches: int, num_tokens: int, pass_seconds: float, other_seconds: float) -> None:
+        self.passes.observe(num_rows, num_requests, num_branches, pass_seconds)
         self._token_overhead.measured(other_seconds / max(1, num_tokens))

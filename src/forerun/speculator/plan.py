@@ -50,7 +50,7 @@ def _best_speculation(
     drafting: DraftCost, num_requests: int, edges: Edges, costs: CostModel, max_depth: int, widths: Sequence[int]
 ) -> Plan:
     best = Plan(DraftBudget(0), 0.0, "cost")
-    branch = num_requests * costs.passes.run_seconds
+    branch = num_requests * costs.passes.branch_seconds
     token = costs.step(num_requests, num_requests, num_requests) - costs.step(num_requests, num_requests, 0)
     passes = [costs.step(num_requests * (1 + count), num_requests, 0) for count in range(1 + max_depth * max(widths))]
     for width in widths:

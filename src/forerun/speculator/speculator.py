@@ -62,21 +62,21 @@ class Speculator:
         self._proposals: list[list[tuple[Source, int, TokenTree]]] = []  # source, width asked for, draft
         self._decisions: list[Decision] = []
         self._predicted = 0.0
-        self._shape = (1, 1)  # rows and runs of the pass
+        self._shape = (1, 0)  # rows of the pass, and branches beside the first of each request
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         """One draft a request, every branch's nodes side by side. A drafter that raises drafts nothing, and is named in the log."""
         self._proposals = [[] for _ in requests]
         self._decisions = ["off_by_request"] * len(requests)
         self._predicted = 0.0
-        self._shape = (len(requests), len(requests))
+        self._shape = (len(requests), 0)
         began = time.perf_counter()
         request_ids, trees = [request.request_id for request in requests], [TokenTree()] * len(requests)
         if self._allowance < 0.0 and request_ids == self._resting[0]:
             self._decisions = list(self._resting[1])
         elif self.sources:
             trees = self._drafts(requests)
-            self._shape = (len(requests) + sum(map(len, trees)), sum(max(1, tree.num_leaves) for tree in trees))
+            self._shape = (len(requests) + sum(map(len, trees)), sum(tree.num_leaves - 1 for tree in trees if tree))
             if not any(trees):
                 self._allowance -= max(time.perf_counter() - began, self._predicted)
                 self._resting = (request_ids, ["low_acceptance" if reason == "probe" else reason for reason in self._decisions])
@@ -230,11 +230,10 @@ class Speculator:
             [tree for tree, _ in open_.values()],
             [survival for _, survival in open_.values()],
             num_rows=len(requests) + sum(map(len, trees)),
-            num_runs=len(requests),
             expected_tokens=len(requests) + sum(sum(survival) for tree, survival in merged.values() if tree.laws),
-            step_seconds=self.costs.step,
+            step_seconds=lambda num_rows, num_branches, tokens: self.costs.step(num_rows, len(requests), tokens, num_branches),
             spent=spent,
-            branch_seconds=self.costs.passes.run_seconds,
+            branch_seconds=self.costs.passes.branch_seconds,
         )
         for index, tree in zip(open_, admitted, strict=True):
             trees[index] = tree.depth_first()
@@ -261,10 +260,11 @@ class Speculator:
     def step_took(self, num_tokens: int, pass_seconds: float, other_seconds: float) -> StepCost:
         """The clock of the step that `propose` began: the target's pass, and what was neither that nor drafting."""
         count = max(1, len(self._decisions))
-        predicted = self._predicted + self.costs.step(*self._shape, num_tokens)
+        num_rows, num_branches = self._shape
+        predicted = self._predicted + self.costs.step(num_rows, count, num_tokens, num_branches)
         plain = self.costs.plain(count) / count * num_tokens
-        self.costs.step_took(*self._shape, num_tokens, pass_seconds, other_seconds)
-        saved = plain - predicted if self._shape[0] > count else 0.0
+        self.costs.step_took(num_rows, count, num_branches, num_tokens, pass_seconds, other_seconds)
+        saved = plain - predicted if num_rows > count else 0.0
         self._allowance += IDLE_SHARE * plain * count / max(1, num_tokens) + GAIN_SHARE * max(0.0, saved)
         self._allowance = max(min(self._allowance, MOST_ALLOWED * self.costs.plain(count)), -self.costs.plain(count))
         return StepCost(predicted, plain, tuple(self._decisions))

@@ -16,6 +16,7 @@ PRIOR_TRIALS = 4.0
 REQUEST_FADE = 0.9
 REQUEST_PRIOR = 2.0
 LEAST, MOST = 0.02, 0.995
+Key = tuple[int, int, int]  # depth, rank among siblings, range of scores (-1 without one)
 
 
 @dataclass(slots=True)
@@ -48,18 +49,18 @@ def _children(tree: TokenTree) -> dict[int, list[int]]:
 
 @dataclass(slots=True)
 class Survival:
-    """One drafter's record: P(a token is the target's | its parent was), by depth and by the drafter's own score, or by rank without one.
+    """One drafter's record: P(a token is the target's | its parent was), by depth, by rank among its siblings, and by the drafter's own score.
 
     Beta-binomial counts whose prior leans on the score (algorithm: online calibration). `ranks[depth][k]`: how often the target's token was
     the k-th child at this depth, of those places where it was none before; where a draft gets deep the text is easy, so depths differ.
     """
 
-    cells: dict[tuple[int, int], Share] = field(default_factory=dict)
+    cells: dict[Key, Share] = field(default_factory=dict)
     ranks: list[list[Share]] = field(default_factory=lambda: [_prior_ranks() for _ in range(DEPTHS)])
 
     def edges(self, tree: TokenTree) -> list[float]:
         """Of each node, given its parent."""
-        return [self._cell(*key).mean for key in self._keys(tree)]
+        return [self._cell(key).mean for key in self._keys(tree)]
 
     def rank_edges(self, factor: float) -> list[list[float]]:
         """P(the target's token is the k-th child), by depth and k, for a request that fares so; the last depth stands for all further ones."""
@@ -72,27 +73,25 @@ class Survival:
             found.append(edges)
         return found
 
-    def _cell(self, depth: int, bin_: int) -> Share:
-        cell = self.cells.get((depth, bin_))
+    def _cell(self, key: Key) -> Share:
+        cell = self.cells.get(key)
         if cell is None:
+            depth, rank, bin_ = key
             if bin_ < 0:
-                prior = 0.5 if bin_ == -1 else 0.15
+                prior = 0.5 if rank == 0 else 0.15
             else:
                 edges = (0.0, *SCORE_EDGES, 1.0)
                 prior = 0.9 * (edges[bin_] + edges[bin_ + 1]) / 2
-            cell = self.cells[(depth, bin_)] = Share(prior * PRIOR_TRIALS, PRIOR_TRIALS)
+            cell = self.cells[key] = Share(prior * PRIOR_TRIALS, PRIOR_TRIALS)
         return cell
 
     @staticmethod
-    def _keys(tree: TokenTree) -> list[tuple[int, int]]:
-        depths = tree.depths
-        if tree.scores:
-            return [(min(depth, DEPTHS - 1), bisect_right(SCORE_EDGES, score)) for depth, score in zip(depths, tree.scores, strict=True)]
+    def _keys(tree: TokenTree) -> list[Key]:
         seen: dict[int, int] = {}
         keys = []
-        for depth, parent in zip(depths, tree.parents, strict=True):
+        for node, (depth, parent) in enumerate(zip(tree.depths, tree.parents, strict=True)):
             rank = seen[parent] = seen.get(parent, -1) + 1
-            keys.append((min(depth, DEPTHS - 1), -1 - min(rank, 1)))
+            keys.append((min(depth, DEPTHS - 1), min(rank, 2), bisect_right(SCORE_EDGES, tree.scores[node]) if tree.scores else -1))
         return keys
 
     def learn(self, tree: TokenTree, token_ids: Sequence[int], width: int = 1) -> tuple[float, float]:
@@ -106,7 +105,7 @@ class Survival:
             found, ranks = None, self.ranks[min(depth, DEPTHS - 1)]
             for rank, child in enumerate(children.get(node, ())):
                 right = tree.token_ids[child] == token_id
-                cell = self._cell(*keys[child])
+                cell = self._cell(keys[child])
                 expected += cell.mean
                 cell.count(right)
                 if found is None and rank < RANKS:
