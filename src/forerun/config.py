@@ -239,7 +239,7 @@ class EngineConfig:
     max_num_seqs: int = 16
     max_model_len: int | None = None
     num_draft_tokens: NumDraftTokens = "auto"
-    max_num_draft_tokens: int = 8  # the most that "auto" drafts
+    max_num_draft_tokens: int = 16  # the most that "auto" drafts one after the other
 
     def __post_init__(self) -> None:
         for name, low in (("max_num_seqs", 1), ("max_num_draft_tokens", 1)):

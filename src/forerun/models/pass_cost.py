@@ -20,12 +20,12 @@ from forerun.models.causal_model import CausalModel
 from forerun.models.exactness import cache_folder
 from forerun.models.fingerprint import fingerprint
 
-ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 CONTEXT = 96  # tokens before the measured rows
 MANY_REQUESTS = 16
 BUSH = (0, 1, 2, 3, 1, 2, 3, 1, 2, 3)  # depths of the rows of a draft with three branches
 ROUNDS = 5
-SECONDS = 6.0  # no further round begins behind these
+SECONDS = 8.0  # no further round begins behind these
 STEADY = 1.3  # the median over the least time of a shape
 GLOBAL_GAIN, LOCAL_GAIN = 0.1, 0.05  # how fast measured passes move what was measured at load
 MOST_OFF = 2.0  # a pass that took longer than this many times what was expected met something else than its rows
@@ -116,15 +116,17 @@ class PassCost:
         shapes: list[list[Segment]] = [[Segment(kv, [token_id] * count, start)] for count in rows]
         several, bush = min(MANY_REQUESTS, max(rows)), BUSH[: max(rows)]
         shapes.append([Segment(kv, [token_id], start) for _ in range(several)])
+        # side by side in time, because their difference is small
+        shapes.append([Segment(kv, [token_id] * len(bush), start)])
         shapes.append([Segment(kv, [token_id] * len(bush), start, [start + depth for depth in bush])])
         times = _times([partial(model.forward, segments) for segments in shapes], model.device)
-        *row_seconds, apart, branched = map(min, times)
+        *row_seconds, apart, chain, branched = map(min, times)
         is_steady = all(median(each) < STEADY * min(each) for each in times)
         # more rows never cost less: what a noisy machine says otherwise is ironed out
         rising = [min(row_seconds[index:]) for index in range(len(rows))]
         table = cls(rows, tuple(rising))
         request_seconds = max(0.0, apart - table.seconds(several)) / max(1, several - 1)
-        branch_seconds = max(0.0, branched - table.seconds(len(bush))) / max(1, bush.count(1) - 1)
+        branch_seconds = max(0.0, branched - chain) / max(1, bush.count(1) - 1)
         return cls(rows, tuple(rising), request_seconds, branch_seconds), is_steady
 
 
