@@ -169,6 +169,7 @@ def described(rounds: list[Round], stats: SpeculationStats, tokens: int, identic
         "decisions": dict(stats.decisions),
         "prediction_error": prediction_error(stats.predicted_seconds, measured),
         "measured_seconds": measured,
+        "draft_share": stats.draft_seconds / measured if measured else 0.0,  # by the engine's own clock: what auto can have lost where nothing was accepted
         "predicted_seconds": stats.predicted_seconds,
         "drafted_by": dict(stats.drafted_by),
         "accepted_by": dict(stats.accepted_by),

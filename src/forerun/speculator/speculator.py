@@ -21,7 +21,7 @@ FREE_SHARE = 0.01  # of plain decoding's time: a drafter that costs less is aske
 FREE_WIDTH = 4
 IDLE_SHARE = 0.01  # of the time: what may go into looking for drafts where there are none worth verifying, and into probes
 GAIN_SHARE = 0.1  # of the time that drafts saved: what else may
-MOST_ALLOWED = 4.0  # plain steps that the allowance holds; one, below zero
+MOST_ALLOWED = 1.0  # plain steps that the allowance holds, above and below zero
 PLAN_STEPS = 64  # plans are made anew after so many steps
 FORCED = "grammar"  # the source of tokens that a grammar leaves no choice about
 
@@ -266,7 +266,8 @@ class Speculator:
         self.costs.step_took(num_rows, count, num_branches, num_tokens, pass_seconds, other_seconds)
         saved = plain - predicted if num_rows > count else 0.0
         self._allowance += IDLE_SHARE * plain * count / max(1, num_tokens) + GAIN_SHARE * max(0.0, saved)
-        self._allowance = max(min(self._allowance, MOST_ALLOWED * self.costs.plain(count)), -self.costs.plain(count))
+        most = MOST_ALLOWED * self.costs.plain(count)
+        self._allowance = max(min(self._allowance, most), -most)
         return StepCost(predicted, plain, tuple(self._decisions))
 
     def free(self, request_ids: Sequence[int]) -> None:
