@@ -15,10 +15,13 @@ SOURCE = "benchmarks/default_pair.json"
 BEGIN, END = "<!-- figures -->\n", "<!-- /figures -->\n"
 EXACTNESS = ("certify_default_pair", "divergence", "structured", "certify_transformers", "acceptance")  # under benchmarks/
 EXACTNESS_BEGIN, EXACTNESS_END = "<!-- exactness -->\n", "<!-- /exactness -->\n"
+BUDGET = ("widened_1b_default", "widened_1b_batches", "widened_1b_stories", "never_slower_small", "suffix_store")  # under benchmarks/
+BUDGET_BEGIN, BUDGET_END = "<!-- budget -->\n", "<!-- /budget -->\n"
 RULES = {"match": "`match`", "token by token": "token by token, for comparison", "block": "`block`", "bound": "bound of any rule for one drawn path"}
 METHODS = {
     "plain": "forerun, plain decoding",
     "speculative": "forerun, speculative (`auto`)",
+    "drafter:suffix": "forerun, `suffix` alone",
     "speculative-4": "forerun, speculative, 4 drafts",
     "transformers": "`transformers` generate",
     "transformers-assisted": "`transformers` assisted, its defaults",
@@ -90,12 +93,52 @@ def exactness_block(own: dict[str, Any], divergence: dict[str, Any], structured:
     return "\n".join(lines) + "\n"
 
 
-def exactness_reports() -> list[dict[str, Any]]:
-    return [json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in EXACTNESS]
+def budget_block(pair: dict[str, Any], batches: dict[str, Any], stories: dict[str, Any], slower: dict[str, Any], suffix: dict[str, Any]) -> str:
+    """Speculation at the cost of a large target, and where it brings nothing."""
+    lines = [
+        "Small trained targets, widened to the cost of 1B parameters without changing their function ([how](docs/widen.md)): acceptance comes from trained models, cost from a "
+        f"large one; {pair['dtype']}, {pair['hardware']['cores']} cores of {pair['hardware']['cpu']}.",
+        "",
+        "| | tokens/s, T=0 | vs plain | a pass | tokens/s, T=1 | vs plain | a pass |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for words, report in (("bundled target", pair), ("small story model", stories)):
+        greedy, sampled = report["results"]
+        lines += [
+            f"| {words}: {METHODS[name].removeprefix('forerun, ')} | {_slow_cells(greedy, name)} | {_slow_cells(sampled, name)} |"
+            for name in METHODS
+            if name in greedy["methods"]
+        ]
+    by_size = "; ".join(
+        f"batch {result['batch_size']} at T={result['temperature']:g} {result['methods']['speculative']['speedup_vs_plain']['median']:.2f}x" for result in batches["results"]
+    )
+    cells = slower["cells"]
+    lines += [
+        "",
+        f"In batches, bundled target: {by_size} of plain decoding. Commands: `{pair['command']}`; `{stories['command']}`; `{batches['command']}`.",
+        "",
+        f"Is `auto` ever slower than plain decoding? {len(cells)} cells (targets, drafters, hostile ones too, temperatures, batch sizes): median {slower['median_ratio']:.2f}x, worst "
+        f"{slower['worst_ratio']:.2f}x, where plain over plain, the noise of the machine, ran from {slower['plain_over_plain']['min']:.2f} to {slower['plain_over_plain']['max']:.2f} "
+        f"(`{slower['command']}`).",
+        "",
+        f"A suffix store of {suffix['tokens']:,} tokens takes {suffix['bytes'] / 1e6:.0f} MB (`{suffix['command']}`).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _slow_cells(result: dict[str, Any], name: str) -> str:
+    found = result["methods"][name]
+    return f"{found['tokens_per_second']['median']:.1f} | {found['speedup_vs_plain']['median']:.2f}x | {found['acceptance_length']:.2f}"
+
+
+def _reports(names: tuple[str, ...]) -> list[dict[str, Any]]:
+    return [json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in names]
 
 
 def filled(readme: str, report: dict[str, Any]) -> str:
-    return _between(_between(readme, BEGIN, END, block(report)), EXACTNESS_BEGIN, EXACTNESS_END, exactness_block(*exactness_reports()))
+    readme = _between(readme, BEGIN, END, block(report))
+    readme = _between(readme, BUDGET_BEGIN, BUDGET_END, budget_block(*_reports(BUDGET)))
+    return _between(readme, EXACTNESS_BEGIN, EXACTNESS_END, exactness_block(*_reports(EXACTNESS)))
 
 
 def _between(readme: str, begin: str, end: str, text: str) -> str:

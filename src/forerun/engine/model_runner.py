@@ -8,6 +8,7 @@ import torch
 
 from forerun.engine.request import Batch, Request
 from forerun.kv_cache.protocol import KVCache
+from forerun.machine import synchronise
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
 from forerun.sampling.sampler import token_logprobs
@@ -34,7 +35,9 @@ class ModelRunner:
 
         Trees stand depth first.
         """
-        return self.model.forward([self._rows(request, tree) for request, tree in zip(batch.requests, trees, strict=True)])
+        logits = self.model.forward([self._rows(request, tree) for request, tree in zip(batch.requests, trees, strict=True)])
+        synchronise(self.model.device)  # verification reads the rows at once; the clock of the pass ends here
+        return logits
 
     def _prefill(self, request: Request, sibling: Request | None) -> None:
         """The tokens of the prompt come from a sibling, if there is or was one."""
