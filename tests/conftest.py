@@ -11,12 +11,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from hypothesis import settings
-from tiny_models import in_other_ids, make_drafter, make_model, make_tokenizer, shuffled_ids
-from transformers import PreTrainedModel
+from tiny_models import across, make_drafter, make_model, make_tokenizer
 
 from forerun import LLM, Drafter, DrafterContext
 from forerun.drafters import Suffix, SuffixStore
-from forerun.drafters.cross_vocabulary import CrossVocabulary
 from forerun.drafters.draft_model import DraftModel
 from forerun.drafters.prompt_lookup import PromptLookup
 from forerun.drafters.recycling import Recycling
@@ -55,12 +53,6 @@ def wide(factory: Callable[[DrafterContext], Drafter]) -> Callable[[DrafterConte
         return drafter
 
     return make
-
-
-def across(model: PreTrainedModel, method: str = "auto") -> Callable[[DrafterContext], CrossVocabulary]:
-    """A drafter that says what `model` says, in other token ids."""
-    order = shuffled_ids()
-    return lambda context: CrossVocabulary(in_other_ids(model, order), make_tokenizer(order=order), context, method=method)
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import across
 from hypothesis import given
 from hypothesis import strategies as st
 from test_drafters import FakeRequest, context
-from tiny_models import CONTEXT, EOS, VOCAB_SIZE, in_other_ids, make_drafter, make_model, make_tokenizer, shuffled_ids
+from tiny_models import CONTEXT, EOS, VOCAB_SIZE, across, in_other_ids, make_drafter, make_model, make_tokenizer, shuffled_ids
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

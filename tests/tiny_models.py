@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -40,6 +41,9 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
+
+from forerun import DrafterContext
+from forerun.drafters.cross_vocabulary import CrossVocabulary
 
 VOCAB_SIZE = 320
 EOS = 257
@@ -153,3 +157,9 @@ def _byte_order() -> dict[str, int]:
 
 
 ByteOrder = _byte_order()
+
+
+def across(model: PreTrainedModel, method: str = "auto") -> Callable[[DrafterContext], CrossVocabulary]:
+    """A drafter that says what `model` says, in other token ids."""
+    order = shuffled_ids()
+    return lambda context: CrossVocabulary(in_other_ids(model, order), make_tokenizer(order=order), context, method=method)

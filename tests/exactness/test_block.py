@@ -13,9 +13,8 @@ import hostile
 import numpy as np
 import pytest
 import torch
-from conftest import across
 from scipy.stats import chisquare
-from tiny_models import VOCAB_SIZE, make_drafter, make_model, make_tokenizer
+from tiny_models import VOCAB_SIZE, across, make_drafter, make_model, make_tokenizer
 
 from forerun import LLM, SamplingParams, TokenTree
 from forerun.drafters import DraftModel

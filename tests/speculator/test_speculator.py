@@ -116,6 +116,19 @@ def test_guesses_of_several_free_drafters_become_one_tree(run, plain, texts, mon
     assert output.stats.accepted_by["oracle"] > 20 and not output.stats.accepted_by["always_wrong"]
 
 
+def test_a_length_that_was_asked_for_is_tried_at_every_step(run, texts, llm):
+    """Also where nothing was found to be worth it, and beside requests on auto."""
+
+    class Late(hostile.Oracle):
+        def propose(self, requests, budget):
+            drafts = super().propose(requests, budget)
+            return [TokenTree() if len(request.output_token_ids) < 20 else draft for request, draft in zip(requests, drafts, strict=True)]
+
+    params = [replace(PARAMS, num_draft_tokens=3), PARAMS]
+    fixed, _ = run([Late(texts)], linear(), prompts=PROMPTS, params=params)
+    assert fixed.stats.decisions["no_candidate"] == 20 and fixed.stats.num_accepted_tokens >= 14
+
+
 def test_no_candidate_and_off(run):
     [output] = run([hostile.Empty()], flat())
     assert output.stats.decisions["no_candidate"] == 39

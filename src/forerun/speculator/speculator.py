@@ -77,10 +77,14 @@ class Speculator:
         elif self.sources:
             trees = self._drafts(requests)
             self._shape = (len(requests) + sum(map(len, trees)), sum(tree.num_leaves - 1 for tree in trees if tree))
-            if not any(trees):
+            if not any(trees) and all(map(self._may_rest, requests)):
                 self._allowance -= max(time.perf_counter() - began, self._predicted)
                 self._resting = (request_ids, ["low_acceptance" if reason == "probe" else reason for reason in self._decisions])
         return trees
+
+    def _may_rest(self, request: DraftRequest) -> bool:
+        """A length that was asked for is always tried, and what a grammar forces is always drafted."""
+        return self._asked(request) == 0 or (self._asked(request) == "auto" and request.path_state is None)
 
     def _drafts(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         limits = [self._limit(index, request) for index, request in enumerate(requests)]
