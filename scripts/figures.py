@@ -112,7 +112,7 @@ def budget_block(pair: dict[str, Any], batches: dict[str, Any], stories: dict[st
     by_size = "; ".join(
         f"batch {result['batch_size']} at T={result['temperature']:g} {result['methods']['speculative']['speedup_vs_plain']['median']:.2f}x" for result in batches["results"]
     )
-    cells = slower["cells"]
+    cells, store = slower["cells"], suffix["store"]
     lines += [
         "",
         f"In batches, bundled target: {by_size} of plain decoding. Commands: `{pair['command']}`; `{stories['command']}`; `{batches['command']}`.",
@@ -121,7 +121,9 @@ def budget_block(pair: dict[str, Any], batches: dict[str, Any], stories: dict[st
         f"{slower['worst_ratio']:.2f}x, where plain over plain, the noise of the machine, ran from {slower['plain_over_plain']['min']:.2f} to {slower['plain_over_plain']['max']:.2f} "
         f"(`{slower['command']}`).",
         "",
-        f"A suffix store of {suffix['tokens']:,} tokens takes {suffix['bytes'] / 1e6:.0f} MB (`{suffix['command']}`).",
+        f"A suffix store of {store['num_tokens']:,} tokens takes {store['num_bytes'] / 1e6:.0f} MB and {store['update_microseconds_a_token']['p50']:.1f} microseconds a token; a greedy "
+        f"chain of 8 out of it takes {suffix['drafts_with_store']['chain of 8, temperature 0']['microseconds']['p50']:.0f} microseconds, without a store "
+        f"{suffix['drafts_without_store']['chain of 8, temperature 0']['microseconds']['p50']:.0f} (`{suffix['command']}`).",
     ]
     return "\n".join(lines) + "\n"
 
