@@ -44,7 +44,7 @@ def test_the_readme_names_commands_that_exist():
 
 
 def test_every_figure_file_named_in_the_readme_exists():
-    named = re.findall(r"benchmarks/[\w./-]+\.json", (ROOT / "README.md").read_text())
+    named = re.findall(r"benchmarks/[\w./-]+\.json\b", (ROOT / "README.md").read_text())
     assert named and all((ROOT / name).exists() for name in named)
 
 
