@@ -18,6 +18,7 @@ from forerun.drafters import Suffix, SuffixStore
 from forerun.drafters.draft_model import DraftModel
 from forerun.drafters.prompt_lookup import PromptLookup
 from forerun.drafters.recycling import Recycling
+from forerun.models import pass_cost
 from forerun.models.loading import BUNDLED_TARGETS, RECOMMENDED_DRAFTERS
 
 SHARED_MODELS = Path(__file__).resolve().parents[2] / "shared" / "models"
@@ -30,6 +31,8 @@ settings.load_profile("forerun")
 def own_cache(tmp_path_factory: pytest.TempPathFactory):
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    # what passes cost is measured once a model, however busy the machine
+    patch.setattr(pass_cost, "STEADY", float("inf"))
     # models this small only wait for each other on more threads, so one; test_bits.py also takes the machine's own number
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
