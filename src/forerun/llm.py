@@ -66,9 +66,7 @@ class LLM:
         noise = GumbelNoise(causal.vocab_size, causal.device)
         eos = _eos_token_ids(model, self.tokenizer)
         kv_cache = ContiguousCache()
-        context = DrafterContext(
-            causal.vocab_size, self.max_model_len, eos, noise, causal.device, model.dtype, self.tokenizer, causal, kv_cache
-        )
+        context = DrafterContext(causal.vocab_size, self.max_model_len, eos, noise, causal.device, model.dtype, self.tokenizer, causal, kv_cache)
         drafters = [create(spec, context) for spec in drafter_specs(drafter, target)]
         self.drafter_names = [made.name for made in drafters]
         passes = PassCost.measure(causal, self.max_model_len) if drafters else PassCost.unknown()

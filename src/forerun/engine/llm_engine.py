@@ -57,7 +57,6 @@ class LLMEngine:
         self.verifier = Verifier(noise)
         self._grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab_size, eos_token_ids)
         self.finished_stats = SpeculationStats()  # of all requests that ended
-        self._max_num_draft_tokens = config.max_num_draft_tokens
         self._next_request_id = 0
 
     def add_request(self, prompt_token_ids: list[int], params: SamplingParams) -> list[int]:
@@ -205,7 +204,7 @@ class LLMEngine:
             stats.drafted_by.update(tree.sources)
 
     def explain(self) -> Explanation:
-        return explain(self.speculator, self.finished_stats, self._max_num_draft_tokens)
+        return explain(self.speculator, self.finished_stats)
 
     def abort(self, request_id: int) -> None:
         """Ends a request at once; its memory is free again."""

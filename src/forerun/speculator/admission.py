@@ -34,7 +34,7 @@ def admit(
     if not order:
         return [TokenTree()] * len(trees)
     num_branches = 0
-    best = base = expected_tokens / (spent + step_seconds(num_rows, num_branches, expected_tokens))
+    best = expected_tokens / (spent + step_seconds(num_rows, num_branches, expected_tokens))
     taken: list[tuple[int, int]] = []
     admitted: set[tuple[int, int]] = set()
     with_child: set[tuple[int, int]] = set()
@@ -44,7 +44,7 @@ def admit(
         if parent[1] >= 0 and parent not in admitted:
             continue
         begins_branch = parent in with_child
-        if begins_branch and -negative < max(best, base) * branch_seconds:
+        if begins_branch and -negative < best * branch_seconds:
             continue
         admitted.add((index, node))
         with_child.add(parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from statistics import median_low
 
 from forerun.drafters.base import DraftBudget, Drafter
 from forerun.models.pass_cost import PassCost
@@ -22,8 +23,8 @@ class _Mean:
 
     def measured(self, value: float) -> None:
         self.last.append(value)
-        middle = sorted(self.last)[len(self.last) // 2] if len(self.last) == 3 else min(self.last)
-        self.value = middle if len(self.last) < 3 else (self.value or 0.0) + GAIN * (middle - (self.value or 0.0))
+        middle = median_low(self.last)
+        self.value = middle if self.value is None or len(self.last) < 3 else self.value + GAIN * (middle - self.value)
 
 
 @dataclass(slots=True)

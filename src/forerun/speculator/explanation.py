@@ -61,9 +61,9 @@ class Explanation:
         return asdict(self)
 
 
-def explain(speculator: Speculator, stats: SpeculationStats, max_depth: int) -> Explanation:
+def explain(speculator: Speculator, stats: SpeculationStats) -> Explanation:
     """From what the engine has measured and counted so far. Every figure is 0 before the first request ends."""
-    costs = speculator.costs
+    costs, max_depth = speculator.costs, speculator.max_depth
     took = stats.draft_seconds + stats.verify_seconds + stats.other_seconds
     tokens = max(1, stats.num_output_tokens)
     drafters = []

@@ -43,7 +43,8 @@ class Speculator:
     """
 
     def __init__(self, drafters: Sequence[Drafter], config: EngineConfig, vocab_size: int, passes: PassCost) -> None:
-        self._config = config
+        self._num_draft_tokens = config.num_draft_tokens
+        self.max_depth = config.max_num_draft_tokens  # of "auto"
         self._vocab_size = vocab_size
         self.costs = CostModel(passes)
         self.drafters = list(drafters)
@@ -99,7 +100,7 @@ class Speculator:
 
     def _asked(self, request: DraftRequest) -> NumDraftTokens:
         asked = request.params.num_draft_tokens
-        return self._config.num_draft_tokens if asked is None else asked
+        return self._num_draft_tokens if asked is None else asked
 
     def _limit(self, index: int, request: DraftRequest) -> int:
         """The deepest draft: at most what `max_tokens` leaves beside the target's own token."""
@@ -108,7 +109,7 @@ class Speculator:
             return 0
         left = request.params.max_tokens - len(request.output_token_ids) - 1
         self._decisions[index] = "no_candidate" if left > 0 else "no_room"
-        return min(self._config.max_num_draft_tokens if asked == "auto" else asked, left)
+        return min(self.max_depth if asked == "auto" else asked, left)
 
     def _forced(self, index: int, request: DraftRequest, limit: int) -> TokenTree:
         """What the grammar leaves no choice about, also where "auto" would draft nothing: these guesses are free. The same text may be cut
@@ -159,8 +160,7 @@ class Speculator:
         plans: dict[int, list[tuple[Source, Plan]]] = {}
         for index in limits:
             is_chain = requests[index].params.acceptance == "block"
-            deepest = self._config.max_num_draft_tokens
-            each = [(source, source.plan(requests[index].request_id, len(requests), deepest, is_chain, self.costs)) for source in paid]
+            each = [(source, source.plan(requests[index].request_id, len(requests), self.max_depth, is_chain, self.costs)) for source in paid]
             promised = self._promised(requests, index)
             plans[index] = sorted(((source, plan) for source, plan in each if plan.budget and plan.rate > promised), key=lambda one: -one[1].rate)
             if not any(plan.budget for _, plan in each):
@@ -266,12 +266,12 @@ class Speculator:
         count = max(1, len(self._decisions))
         num_rows, num_branches = self._shape
         predicted = self._predicted + self.costs.step(num_rows, count, num_tokens, num_branches)
-        plain = self.costs.plain(count) / count * num_tokens
+        plain_step = self.costs.plain(count)
+        plain = plain_step / count * num_tokens
         self.costs.step_took(num_rows, count, num_branches, num_tokens, pass_seconds, other_seconds)
         saved = plain - predicted if num_rows > count else 0.0
-        self._allowance += IDLE_SHARE * plain * count / max(1, num_tokens) + GAIN_SHARE * max(0.0, saved)
-        most = MOST_ALLOWED * self.costs.plain(count)
-        self._allowance = max(min(self._allowance, most), -most)
+        self._allowance += IDLE_SHARE * plain_step + GAIN_SHARE * max(0.0, saved)
+        self._allowance = max(min(self._allowance, MOST_ALLOWED * plain_step), -MOST_ALLOWED * plain_step)
         return StepCost(predicted, plain, tuple(self._decisions))
 
     def free(self, request_ids: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ FADE = 0.98  # of old evidence, each time its cell is seen again
 PRIOR_TRIALS = 4.0
 REQUEST_FADE = 0.9
 REQUEST_PRIOR = 2.0
-LEAST, MOST = 0.02, 0.995
+MOST = 0.995
 Key = tuple[int, int, int]  # depth, rank among siblings, range of scores (-1 without one)
 
 
@@ -103,7 +103,8 @@ class Survival:
         node, hits, expected = -1, 0.0, 0.0
         for depth, token_id in enumerate(token_ids):
             found, ranks = None, self.ranks[min(depth, DEPTHS - 1)]
-            for rank, child in enumerate(children.get(node, ())):
+            siblings = children.get(node, [])
+            for rank, child in enumerate(siblings):
                 right = tree.token_ids[child] == token_id
                 cell = self._cell(keys[child])
                 expected += cell.mean
@@ -113,13 +114,12 @@ class Survival:
                 if right:
                     found = child
             if found is None:
-                for rank in range(len(children.get(node, ())), min(width, RANKS) if node in children else 0):
-                    ranks[rank].count(False)
+                for share in ranks[len(siblings) : width] if siblings else ():
+                    share.count(False)
                 break
             hits += 1.0
             node = found
         return hits, expected
-
 
     def had_none(self) -> None:
         """It was asked and had no guess: for a plan that is a first guess that was wrong."""
@@ -143,10 +143,10 @@ class RequestRecord:
         self.expected = fade * self.expected + (1 - fade) * REQUEST_PRIOR + expected
 
 
-def survivals(tree: TokenTree, edges: Sequence[float], factor: float = 1.0) -> list[float]:
-    """Of each node: the product of the edges down to it, each moved by the request's factor (algorithm: A_v)."""
+def survivals(tree: TokenTree, edges: Sequence[float]) -> list[float]:
+    """Of each node: the product of the edges down to it, each of which may promise too much (algorithm: A_v)."""
     found: list[float] = []
     for parent, edge in zip(tree.parents, edges, strict=True):
-        own = min(max(edge * factor, LEAST * edge), MOST)
+        own = min(edge, MOST)
         found.append(own if parent < 0 else own * found[parent])
     return found
