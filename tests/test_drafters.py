@@ -135,8 +135,8 @@ def test_drafting_for_many_is_drafting_for_each(draft_model):
 
 
 def cached(drafter, request):
-    held = drafter._sequences[request.request_id]
-    return [tensor[:, : held.kv.num_tokens] for pair in held.kv.layers() for tensor in pair]
+    kv = drafter._cache.sequence(request.request_id)
+    return [tensor[:, : kv.num_tokens] for pair in kv.layers() for tensor in pair]
 
 
 def test_after_rejections_the_cache_is_that_of_a_fresh_start(draft_model):
@@ -233,7 +233,7 @@ def test_a_sliding_window_hides_the_same_from_a_tree_as_from_a_chain():
 def test_freeing_forgets_cache_and_tokens(draft_model):
     draft_model.propose([FakeRequest(list(range(20)))], [DraftBudget(2)])
     draft_model.free([0, 99])
-    assert not draft_model._sequences and len(draft_model._cache) == 0
+    assert not draft_model._num_known and len(draft_model._cache) == 0
 
 
 # -- who is let in ---------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import forerun
 
 PUBLIC = [
     "LLM",
+    "AsyncLLM",
     "CandidateVerification",
     "CompletionOutput",
     "DraftBudget",
@@ -17,14 +18,18 @@ PUBLIC = [
     "ForerunError",
     "InvalidInputError",
     "ModelLoadError",
+    "OverloadedError",
     "RequestFailedError",
     "RequestOutput",
+    "RequestTimes",
     "SamplingParams",
     "SavedRequest",
     "SpeculationStats",
     "StreamedToken",
+    "StreamedUpdate",
     "StructuredOutputsParams",
     "TokenTree",
+    "UnavailableError",
     "Verified",
     "generate",
     "verify_candidate_sequence",
@@ -33,7 +38,7 @@ PUBLIC = [
 SAMPLING_PARAMS = [
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "stop",
     "stop_token_ids", "max_tokens", "min_tokens", "n", "seed", "logprobs", "ignore_eos", "num_draft_tokens", "acceptance", "bad_words",
-    "prompt_logprobs", "structured_outputs", "logits_processors", "num_beams", "cache_salt",
+    "prompt_logprobs", "structured_outputs", "logits_processors", "num_beams", "cache_salt", "drafters",
 ]  # fmt: skip
 
 LLM_SETTINGS = ["target", "drafter", "dtype", "device", "tokenizer", "max_num_seqs", "max_model_len", "num_draft_tokens"]

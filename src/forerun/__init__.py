@@ -1,5 +1,6 @@
 """forerun: speculative decoding for transformers models. The same tokens, sooner."""
 
+from forerun.async_llm import AsyncLLM
 from forerun.candidates import CandidateVerification, verify_candidate_sequence
 from forerun.config import SamplingParams, StructuredOutputsParams
 from forerun.custom_generate import generate
@@ -11,11 +12,15 @@ from forerun.types import (
     ForerunError,
     InvalidInputError,
     ModelLoadError,
+    OverloadedError,
     RequestFailedError,
     RequestOutput,
+    RequestTimes,
     SpeculationStats,
     StreamedToken,
+    StreamedUpdate,
     TokenTree,
+    UnavailableError,
     Verified,
 )
 
@@ -23,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "CandidateVerification",
     "CompletionOutput",
     "DraftBudget",
@@ -32,14 +38,18 @@ __all__ = [
     "ForerunError",
     "InvalidInputError",
     "ModelLoadError",
+    "OverloadedError",
     "RequestFailedError",
     "RequestOutput",
+    "RequestTimes",
     "SamplingParams",
     "SavedRequest",
     "SpeculationStats",
     "StreamedToken",
+    "StreamedUpdate",
     "StructuredOutputsParams",
     "TokenTree",
+    "UnavailableError",
     "Verified",
     "generate",
     "verify_candidate_sequence",

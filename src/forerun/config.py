@@ -88,6 +88,7 @@ class SamplingParams:
     `num_draft_tokens` is this request's draft length: a number, "auto" (adapts, down to none), 0 (plain decoding),
     None (the engine's). `acceptance` "match" gives the same tokens with any draft or none; "block" accepts more of a drawn draft at
     temperatures over 0, and gives the same law of the text but not the same tokens.
+    `drafters` names those of the engine's drafters that may guess for this request; None is all of them.
     `cache_salt` sets a tenant apart: what drafters remember of requests is found by requests with the same salt only.
 
     Raises InvalidInputError naming the field, the value and the remedy.
@@ -117,12 +118,14 @@ class SamplingParams:
     logits_processors: tuple[Callable[..., torch.Tensor], ...] | list[Callable[..., torch.Tensor]] = ()
     num_beams: int = 1
     cache_salt: str | None = None
+    drafters: tuple[str, ...] | list[str] | None = None
 
     def __post_init__(self) -> None:
         self._normalise("stop", lambda value: (value,) if isinstance(value, str) else tuple(value or ()), "give strings that are not empty")
         self._normalise("stop_token_ids", lambda value: tuple(map(operator.index, value or ())), "give token ids")
         self._normalise("logit_bias", lambda value: {int(i): float(bias) for i, bias in (value or {}).items()}, "give token ids with numbers")
         self._normalise("bad_words", lambda value: (value,) if isinstance(value, str) else tuple(value or ()), "give texts that are not empty")
+        self._normalise("drafters", lambda value: value if value is None else (value,) if isinstance(value, str) else tuple(value), "give names of drafters, or None")
         self._normalise("logits_processors", lambda value: tuple(value or ()), "give a list of callables (input_ids, scores) -> scores")
         self._check_number("temperature", 0.0, math.inf, "give a number of 0 or more; 0 is greedy")
         self._check_number("top_p", 0.0, 1.0, "give a share over 0 and up to 1; 1 is off", open_low=True)

@@ -26,7 +26,7 @@ from forerun.models.pass_cost import PassCost
 from forerun.models.reference import check_against_reference
 from forerun.sampling.noise import GumbelNoise
 from forerun.speculator.explanation import Explanation
-from forerun.types import CompletionOutput, ForerunError, InvalidInputError, ModelLoadError, RequestOutput, SpeculationStats, StreamedToken
+from forerun.types import ForerunError, InvalidInputError, ModelLoadError, RequestOutput, SpeculationStats, StreamedToken
 
 Prompt = str | Sequence[int]
 Drafters = DrafterSpec | Sequence[DrafterSpec] | None
@@ -38,7 +38,7 @@ class LLM:
     `target`: "forerun/default" (bundled), a hub id, a model folder, or a loaded transformers model (left as it is).
     `drafter`: a name ("prompt_lookup"), a model folder or hub id, a loaded model, several of these, "none" or None for plain
     decoding; "auto" takes the drafter recommended for the target, else prompt lookup.
-    `dtype`: "bfloat16", "float32", ... ; None is the checkpoint's own. `device`: "cpu", "cuda", ...
+    `dtype`: "bfloat16", "float32", ... ; None is the checkpoint's own, or float32 where the processor would have to emulate that. `device`: "cpu", "cuda", ...
 
     Raises ModelLoadError or InvalidInputError saying what does not fit and what to do.
     """
@@ -164,7 +164,7 @@ class LLM:
     def _submit(self, prompt: Prompt, params: SamplingParams, pending: dict[int, RequestOutput]) -> RequestOutput:
         output = RequestOutput(prompt if isinstance(prompt, str) else None, [])
         try:
-            output.prompt_token_ids = self._encode(prompt)
+            output.prompt_token_ids = self.encode(prompt)
             pending.update(dict.fromkeys(self.engine.add_request(output.prompt_token_ids, params), output))
         except ForerunError as error:
             output.error = error
@@ -179,7 +179,7 @@ class LLM:
         params = params or SamplingParams()
         if params.n != 1:
             raise InvalidInputError("n", params.n, "stream one continuation at a time, or use generate")
-        (request_id,) = self.engine.add_request(self._encode(prompt), params)
+        (request_id,) = self.engine.add_request(self.encode(prompt), params)
         finished = False
         try:
             while not finished:
@@ -210,7 +210,8 @@ class LLM:
         prompts = [self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids for text in texts]
         return self.generate(cast(list[Prompt], prompts), params)
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt. Raises InvalidInputError for an empty text, and for text where there is no tokenizer."""
         if not isinstance(prompt, str):
             try:
                 return [operator.index(token_id) for token_id in prompt]
@@ -249,20 +250,9 @@ def _collect(output: RequestOutput, request: Request) -> None:
     if request.error is not None:
         output.error = request.error
         return
-    assert request.finish_reason is not None
     if request.params.prompt_logprobs is not None:
         output.prompt_logprobs = request.prompt_logprobs
-    output.completions.append(
-        CompletionOutput(
-            text=request.detokenizer.text,
-            token_ids=request.output_token_ids,
-            finish_reason=request.finish_reason,
-            seed=request.seed,
-            stats=request.stats,
-            logprobs=request.logprobs if request.params.logprobs is not None else None,
-            stop_reason=request.stop_reason,
-        )
-    )
+    output.completions.append(request.output())
 
 
 def drafter_specs(drafter: Drafters | Literal["auto"], target: str | Path | PreTrainedModel) -> list[DrafterSpec]:

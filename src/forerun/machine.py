@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,3 +65,15 @@ def synchronise(device: torch.device) -> None:
     """Waits for queued kernels, so that a clock read means something."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@cache
+def has_matrix_kernels(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has matrix kernels of this CPU for the dtype. Without them torch emulates it, about ten times slower than float32."""
+    if dtype == torch.float32:
+        return True
+    try:
+        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=dtype), 1)
+    except (RuntimeError, AttributeError):  # says which instructions are missing; or a build without oneDNN
+        return False
+    return True

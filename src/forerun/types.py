@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 FinishReason = Literal["stop", "length", "error"]
+TokenKind = Literal["accepted", "recovered", "bonus", "plain"]
 
 
 class ForerunError(Exception):
@@ -31,6 +33,14 @@ class ModelLoadError(ForerunError):
 
 class RequestFailedError(ForerunError):
     """One request broke while it ran (NaN logits, say); its neighbours went on."""
+
+
+class OverloadedError(ForerunError):
+    """More requests wait than may: come back later."""
+
+
+class UnavailableError(ForerunError):
+    """The engine takes no requests: it is draining, stopped, or hangs in a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +191,15 @@ class Verified:
         """Accepted draft tokens; the target's own token is not counted."""
         return len(self.path)
 
+    def kind(self, row: int) -> TokenKind:
+        """Of token `row` of this step."""
+        if row < len(self.path):
+            return "accepted"
+        if not self.tree:
+            return "plain"
+        last = self.path[-1] if self.path else -1
+        return "recovered" if last in self.tree.parents else "bonus"
+
 
 @dataclass(slots=True)
 class SpeculationStats:
@@ -257,12 +276,34 @@ class SpeculationStats:
 
 @dataclass(frozen=True, slots=True)
 class StreamedToken:
-    """One token as it leaves the engine. `text` may be empty while a character or a stop string is incomplete."""
+    """One token as it leaves the engine. `text` may be empty while a character or a stop string is incomplete.
+
+    `kind`: a drafter guessed it (`accepted`), the target's own where the draft was wrong (`recovered`) or right to its end (`bonus`), or in a
+    step without a draft (`plain`). `drafter` names who guessed it, `logprobs` are there where they were asked for.
+    """
 
     token_id: int
     text: str
-    accepted: bool  # a drafter guessed it; False: the target's own
+    kind: TokenKind
     finish_reason: FinishReason | None = None
+    drafter: str | None = None
+    logprobs: TokenLogprobs | None = None
+
+    @property
+    def accepted(self) -> bool:
+        return self.kind == "accepted"
+
+
+@dataclass(slots=True)
+class RequestTimes:
+    """When things happened to a request, by `time.perf_counter`; None: not yet. `num_cached_tokens` of its prompt were in the cache already."""
+
+    arrived: float = field(default_factory=time.perf_counter)
+    scheduled: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
 
 
 @dataclass(slots=True)
@@ -276,6 +317,38 @@ class CompletionOutput:
     stats: SpeculationStats
     logprobs: list[TokenLogprobs] | None = None
     stop_reason: str | int | None = None
+    times: RequestTimes = field(default_factory=RequestTimes, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSnapshot:
+    """How full an engine is, and what its cache did so far. `kv_cache_usage` is the share of the cache that requests hold."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_cache_usage: float = 0.0
+    num_preemptions: int = 0
+    prefix_cache_queries: int = 0  # tokens of prompts that were looked for in the cache
+    prefix_cache_hits: int = 0  # and found
+    # of all steps so far; differences of two snapshots give rates
+    num_steps: int = 0
+    num_rows: int = 0  # of the target's passes
+    num_output_tokens: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    step_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    plain_seconds: float = 0.0  # what plain decoding of the same tokens would have taken, by the cost model
+    decisions: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedUpdate:
+    """What one step brought to continuation `index` of a prompt; `output` is whole with the last of it."""
+
+    index: int
+    tokens: tuple[StreamedToken, ...]
+    output: CompletionOutput | None = None
 
 
 @dataclass(slots=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forerun.drafters.base import DraftBudget, DrafterContext, DraftRequest
-from forerun.drafters.growing_tree import GrowingTree
+from forerun.drafters.growing_tree import CAPTURED_ROWS, GrowingTree, levels_seconds
 from forerun.drafters.guesses import guesses
 from forerun.drafters.rewound_cache import SPARE_ROWS, RewoundCache
 from forerun.drafters.text_draft import MORE_STEPS, KnownText, TextDraft
@@ -25,7 +24,6 @@ from forerun.types import InvalidInputError, ModelLoadError, TokenTree, Verified
 
 Method = Literal["auto", "vocabulary", "text"]
 METHODS = ("auto", "vocabulary", "text")
-CAPTURED_ROWS = 16  # a draft step has a few rows a request
 MAX_ROWS = SPARE_ROWS // 2  # of one draft, beyond the text
 ONE_TO_ONE = 0.999  # agreement from which both tokenizers cut text alike: the same merges under other ids
 BY_VOCABULARY = 0.95  # agreement from which a draft begins token by token: n such guesses are cut as the target would in agreement^n; text costs a step
@@ -136,7 +134,7 @@ class CrossVocabulary:
         active = [draft for draft in drafts if draft.depth > 0]
         segments = [self._catch_up(draft.request) for draft in active]
         while active:
-            logits = self._logits(segments, [len(draft.tree.frontier) if draft.text is None else 1 for draft in active])
+            logits = self._cache.forward(segments, [len(draft.tree.frontier) if draft.text is None else 1 for draft in active])
             fed = self._grow(active, logits)
             going = [(draft, token_id) for draft, token_id in zip(active, fed, strict=True) if not draft.is_done]
             active = [draft for draft, _ in going]
@@ -146,11 +144,9 @@ class CrossVocabulary:
         return [self._tree(draft) for draft in drafts]
 
     def draft_seconds(self, num_requests: int, budget: DraftBudget) -> float:
-        """Of one call: a pass a level, the first over a few new tokens of each request; text takes one more to end a token of the target's."""
-        if not budget or self._cost is None:
-            return 0.0
-        width, levels = (1, budget.depth + 1) if self.begins_by_text else (budget.width, budget.depth)
-        return self._cost.seconds(2 * num_requests, num_requests) + (levels - 1) * self._cost.seconds(num_requests * width, num_requests)
+        """Of one call; text takes one level more to end a token of the target's."""
+        width, levels = (1, budget.depth + 1) if budget and self.begins_by_text else (budget.width, budget.depth)
+        return levels_seconds(self._cost, num_requests, levels, width, first_rows=2)
 
     def _affordable(self, request: DraftRequest, budget: DraftBudget) -> DraftBudget:
         """Reads what is new in the request's text; no depth where nothing is asked, or nothing can be drafted behind this text."""
@@ -171,15 +167,6 @@ class CrossVocabulary:
         segment = self._cache.catch_up(request.request_id, known.text.token_ids, known.num_same)
         known.num_same = len(known.text.token_ids)
         return segment
-
-    def _logits(self, segments: list[Segment], num_places: Sequence[int]) -> torch.Tensor:
-        """Of each segment's last rows, so many as it has places: `[num_places, the drafter's vocab_size]`."""
-        logits = self._model.forward(segments)
-        for segment in segments:
-            if not segment.seen:
-                segment.kv.advance(len(segment.token_ids))
-        ends = accumulate(len(segment.token_ids) for segment in segments)
-        return logits[[row for end, count in zip(ends, num_places, strict=True) for row in range(end - count, end)]]
 
     def _grow(self, drafts: Sequence[_Draft], logits: torch.Tensor) -> list[int]:
         """Adds a level to each draft; for text the drafter's token that the next pass begins with, else -1."""
@@ -222,16 +209,12 @@ class CrossVocabulary:
             tree.grow([[each for each in next(found) if self.vocabularies.to_draft[each.token_id] >= 0] for _ in tree.frontier])
 
     def _next(self, tree: GrowingTree) -> Segment:
-        """The frontier's rows. A chain goes on where the text ends; the rows of a tree are written behind each other, and each sees its own path."""
+        """The frontier's rows. A chain goes on where the text ends."""
         tokens = [self.vocabularies.to_draft[tree.token_ids[node]] for node in tree.frontier]
         if tree.budget.width == 1:
             return self._cache.next(tree.request.request_id, tokens[0])
         kv = self._cache.sequence(tree.request.request_id)
-        first = kv.num_tokens + len(tree.slots)
-        for node in tree.frontier:
-            tree.slots[node] = kv.num_tokens + len(tree.slots)
-        seen = [[tree.slots[each] for each in tree.nodes_to(node)] for node in tree.frontier]
-        return Segment(kv, tokens, first, [kv.num_tokens + tree.depth - 1] * len(tokens), seen)
+        return tree.branch_rows(kv, tokens, kv.num_tokens)
 
     def _tree(self, draft: _Draft) -> TokenTree:
         """In the target's tokens."""

@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from forerun.drafters.base import DraftBudget, DrafterContext, DraftRequest
-from forerun.drafters.growing_tree import GrowingTree
+from forerun.drafters.growing_tree import CAPTURED_ROWS, GrowingTree, levels_seconds
 from forerun.drafters.guesses import guesses
-from forerun.kv_cache.contiguous import ContiguousCache, ContiguousSequence
+from forerun.drafters.rewound_cache import RewoundCache
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
 from forerun.models.linear import pack_where_faster
 from forerun.models.loading import check_class, load_model, load_tokenizer, shared_copy, shown_name, tokenizer_difference
 from forerun.models.pass_cost import PassCost
 from forerun.types import ModelLoadError, TokenTree, Verified
-
-CAPTURED_ROWS = 16  # a draft step has a few rows a request
-TREE_ROWS = 256  # behind a request's tokens, for the rows of a draft with branches
-
-
-@dataclass(slots=True)
-class _Sequence:
-    """`cached` are the tokens whose keys and values are held; the first `num_known` of them are known to be the request's."""
-
-    kv: ContiguousSequence
-    num_known: int = 0
-    cached: list[int] = field(default_factory=list)
-
-    def rewind(self, token_ids: list[int]) -> None:
-        """Drops what the target did not keep: everything past the common prefix."""
-        # a pass that failed midway wrote fewer; a step that is tried again brings no new token, and still needs a row
-        same = min(self.num_known, self.kv.num_tokens, len(token_ids) - 1)
-        limit = min(len(self.cached), self.kv.num_tokens, len(token_ids) - 1)
-        while same < limit and self.cached[same] == token_ids[same]:
-            same += 1
-        del self.cached[same:]
-        self.kv.crop(same)
-        self.num_known = same
 
 
 class DraftModel:
@@ -57,8 +33,8 @@ class DraftModel:
         self._num_unknown = context.vocab_size - self._vocab_size  # tokens of the target that this model lacks
         self._max_len = min(context.max_model_len, getattr(model.config, "max_position_embeddings", context.max_model_len))
         self._cost = None if context.target is None else PassCost.measure(self._model, self._max_len)
-        self._cache = ContiguousCache()
-        self._sequences: dict[int, _Sequence] = {}
+        self._cache = RewoundCache(self._model)
+        self._num_known: dict[int, int] = {}  # tokens of a request that the cache was last brought up to
 
     @property
     def model(self) -> CausalModel:
@@ -97,69 +73,38 @@ class DraftModel:
         return [draft.tree() for draft in drafts]
 
     def _logits(self, segments: list[Segment], num_places: Sequence[int]) -> torch.Tensor:
-        """Of each segment's last rows, so many as it has places: `[num_places, vocab_size]`."""
-        logits = self._model.forward(segments)[:, : self._vocab_size]
-        if self._num_unknown:
-            logits = F.pad(logits, (0, self._num_unknown), value=float("-inf"))
-        for segment in segments:
-            if not segment.seen:
-                segment.kv.advance(len(segment.token_ids))
-        if len(logits) == sum(num_places):
-            return logits
-        ends = accumulate(len(segment.token_ids) for segment in segments)
-        return logits[[row for end, count in zip(ends, num_places, strict=True) for row in range(end - count, end)]]
+        """`[num_places, vocab_size]` of the target's vocabulary."""
+        logits = self._cache.forward(segments, num_places)[:, : self._vocab_size]
+        return F.pad(logits, (0, self._num_unknown), value=float("-inf")) if self._num_unknown else logits
 
     def draft_seconds(self, num_requests: int, budget: DraftBudget) -> float:
-        """Of one call: a pass a level, the first over a few new tokens of each request, the others over its frontier."""
-        if not budget or self._cost is None:
-            return 0.0
-        further = self._cost.seconds(num_requests * budget.width, num_requests)
-        return self._cost.seconds(2 * num_requests, num_requests) + (budget.depth - 1) * further
+        """Of one call."""
+        return levels_seconds(self._cost, num_requests, budget.depth, budget.width, first_rows=2)
 
     def _limit(self, request: DraftRequest, most: int) -> int:
         """None behind a token that this model does not have, nor past its context."""
-        held = self._sequences.get(request.request_id)
-        unread = request.token_ids[0 if held is None else held.num_known :]
+        unread = request.token_ids[self._num_known.get(request.request_id, 0) :]
         return 0 if max(unread, default=0) >= self._vocab_size else min(most, self._max_len - len(request.token_ids))
 
     def _catch_up(self, request: DraftRequest) -> Segment:
-        """The request's tokens that the cache lacks; a long run of them is prefilled, the rest returned as rows."""
-        held = self._sequences.get(request.request_id)
-        if held is None:
-            num_tokens = min(self._max_len, len(request.prompt_token_ids) + request.params.max_tokens)
-            kv = self._cache.allocate(request.request_id, num_tokens + TREE_ROWS)
-            held = self._sequences[request.request_id] = _Sequence(kv)
-        token_ids = request.token_ids
-        held.rewind(token_ids)
-        start = held.kv.num_tokens
-        if len(token_ids) - start > self._model.max_rows // 4:
-            self._model.prefill(Segment(held.kv, token_ids[start:-1], start))
-            held.kv.advance(len(token_ids) - 1 - start)
-            start = held.kv.num_tokens
-        held.cached = list(token_ids)
-        held.num_known = len(token_ids)
-        return Segment(held.kv, token_ids[start:], start)
+        """The rows of the request's tokens that the cache lacks."""
+        segment = self._cache.catch_up(request.request_id, request.token_ids, self._num_known.get(request.request_id, 0))
+        self._num_known[request.request_id] = len(request.token_ids)
+        return segment
 
     def _next(self, draft: GrowingTree) -> Segment:
-        """The frontier's rows. A chain goes on where the text ends, and stays cached as far as the target agrees; the rows of a tree are
-        written behind each other, and each sees its own path.
-        """
-        held = self._sequences[draft.request.request_id]
-        tokens = [draft.token_ids[node] for node in draft.frontier]
+        """The frontier's rows. A chain goes on where the text ends, and stays cached as far as the target agrees."""
+        request_id, tokens = draft.request.request_id, [draft.token_ids[node] for node in draft.frontier]
         if draft.budget.width == 1:
-            held.cached += tokens
-            return Segment(held.kv, tokens, held.kv.num_tokens)
-        first = held.kv.num_tokens + len(draft.slots)
-        for node in draft.frontier:
-            draft.slots[node] = held.kv.num_tokens + len(draft.slots)
-        seen = [[draft.slots[each] for each in draft.nodes_to(node)] for node in draft.frontier]
-        return Segment(held.kv, tokens, first, [held.kv.num_tokens + draft.depth - 1] * len(tokens), seen)
+            return self._cache.next(request_id, tokens[0])
+        kv = self._cache.sequence(request_id)
+        return draft.branch_rows(kv, tokens, kv.num_tokens)
 
     def observe(self, requests: Sequence[DraftRequest], verified: Sequence[Verified]) -> None:
         pass  # the next propose compares the cache with the request's tokens
 
     def free(self, request_ids: Sequence[int]) -> None:
         for request_id in request_ids:
-            self._sequences.pop(request_id, None)
+            self._num_known.pop(request_id, None)
             self._cache.free(request_id)
 

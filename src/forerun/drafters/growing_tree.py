@@ -8,8 +8,20 @@ import torch
 
 from forerun.drafters.base import DraftBudget, DraftRequest
 from forerun.drafters.guesses import Guess, Place, fork
+from forerun.kv_cache.protocol import SequenceKV
+from forerun.models.attention import Segment
+from forerun.models.pass_cost import PassCost
 from forerun.sampling.path_state import PathState
 from forerun.types import RequestFailedError, TokenTree
+
+CAPTURED_ROWS = 16  # a draft step has a few rows a request
+
+
+def levels_seconds(cost: PassCost | None, num_requests: int, depth: int, width: int, first_rows: int) -> float:
+    """Of drafting for so many requests alike: a pass a level, the first over a few new tokens of each, the others over its frontier."""
+    if cost is None or depth == 0:
+        return 0.0
+    return cost.seconds(first_rows * num_requests, num_requests) + (depth - 1) * cost.seconds(num_requests * width, num_requests)
 
 
 class GrowingTree:
@@ -70,6 +82,17 @@ class GrowingTree:
                 self.frontier.append(node)
                 self._states[node] = _advanced(states[parent], guess.token_id)
         self.depth += 1
+
+    def branch_rows(self, kv: SequenceKV, token_ids: list[int], first: int) -> Segment:
+        """The frontier as rows of `token_ids` (the drafter's own ids), behind those of the levels before, which begin at slot `first` of `kv`.
+
+        Each sees what is known, what stands between that and `first`, and its own path.
+        """
+        start = first + len(self.slots)
+        self.slots |= {node: start + index for index, node in enumerate(self.frontier)}
+        between = range(kv.num_tokens, first)
+        seen = [[*between, *(self.slots[each] for each in self.nodes_to(node))] for node in self.frontier]
+        return Segment(kv, token_ids, start, [first + self.depth - 1] * len(token_ids), seen)
 
     def tree(self) -> TokenTree:
         laws = tuple(self._laws) if any(law is not None for law in self._laws) else ()

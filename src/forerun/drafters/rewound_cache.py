@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+
+import torch
 
 from forerun.kv_cache.contiguous import ContiguousSequence
 from forerun.models.attention import Segment
@@ -51,6 +54,17 @@ class RewoundCache:
             text.kv.advance(len(token_ids) - 1 - same)
         text.cached[same:] = token_ids[same:]
         return Segment(text.kv, list(token_ids[text.kv.num_tokens :]), text.kv.num_tokens)
+
+    def forward(self, segments: list[Segment], num_places: Sequence[int]) -> torch.Tensor:
+        """One pass: logits of each segment's last rows, so many as it has places, `[sum(num_places), vocab_size]`."""
+        logits = self._model.forward(segments)
+        for segment in segments:
+            if not segment.seen:
+                segment.kv.advance(len(segment.token_ids))
+        if len(logits) == sum(num_places):
+            return logits
+        ends = accumulate(len(segment.token_ids) for segment in segments)
+        return logits[[row for end, count in zip(ends, num_places, strict=True) for row in range(end - count, end)]]
 
     def sequence(self, request_id: int) -> ContiguousSequence:
         """The text's keys and values; what is drafted in branches is written behind its known tokens."""

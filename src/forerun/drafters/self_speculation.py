@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from forerun.drafters.base import DraftBudget, DrafterContext, DraftRequest
-from forerun.drafters.growing_tree import GrowingTree
+from forerun.drafters.growing_tree import CAPTURED_ROWS, GrowingTree, levels_seconds
 from forerun.drafters.guesses import guesses
 from forerun.drafters.layer_search import LayerChoice, find_layers
 from forerun.kv_cache.contiguous import ContiguousSequence
@@ -24,7 +24,6 @@ from forerun.types import InvalidInputError, ModelLoadError, TokenTree, Verified
 
 logger = logging.getLogger(__name__)
 
-CAPTURED_ROWS = 16  # a draft step has a few rows a request
 MEASURED_ROUNDS = 3
 
 
@@ -104,20 +103,16 @@ class SelfSpeculation:
 
     def _segment(self, draft: GrowingTree) -> Segment:
         """The rows of the frontier. The last known token's is the first of them: it is no known row of the cache yet, and what is written here
-        the target's pass writes again. Rows of a tree stand behind each other, and each sees its own path.
+        the target's pass writes again.
         """
         kv = self._kv_cache.sequence(draft.request.request_id)
         first = kv.num_tokens
         if draft.depth == 0:
             return Segment(kv, draft.request.token_ids[-1:], first)
         tokens = [draft.token_ids[node] for node in draft.frontier]
-        start = first + 1 + len(draft.slots)
-        for node in draft.frontier:
-            draft.slots[node] = first + 1 + len(draft.slots)
         if draft.budget.width == 1:
-            return Segment(kv, tokens, start)
-        seen = [[first, *(draft.slots[each] for each in draft.nodes_to(node))] for node in draft.frontier]
-        return Segment(kv, tokens, start, [first + draft.depth] * len(tokens), seen)
+            return Segment(kv, tokens, first + draft.depth)
+        return draft.branch_rows(kv, tokens, first + 1)
 
     def _wipe(self, segment: Segment) -> None:
         """Zeroes what was drafted up to the rows of this pass."""
@@ -129,10 +124,8 @@ class SelfSpeculation:
             kv.write(layer, start, torch.zeros_like(keys[:, start:end]), torch.zeros_like(values[:, start:end]))
 
     def draft_seconds(self, num_requests: int, budget: DraftBudget) -> float:
-        """Of one call: a pass a level, the first over one row a request, the others over its frontier."""
-        if not budget or self._cost is None:
-            return 0.0
-        return self._cost.seconds(num_requests, num_requests) + (budget.depth - 1) * self._cost.seconds(num_requests * budget.width, num_requests)
+        """Of one call."""
+        return levels_seconds(self._cost, num_requests, budget.depth, budget.width, first_rows=1)
 
     def observe(self, requests: Sequence[DraftRequest], verified: Sequence[Verified]) -> None:
         pass  # the cache is the target's

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -28,7 +28,7 @@ from forerun.sampling.noise import GumbelNoise, derived_seed
 from forerun.sampling.path_state import PathState
 from forerun.speculator.explanation import Explanation, explain
 from forerun.speculator.speculator import Speculator
-from forerun.types import InvalidInputError, SpeculationStats, TokenTree, Verified
+from forerun.types import EngineSnapshot, InvalidInputError, RequestFailedError, SpeculationStats, TokenTree, Verified
 
 
 class LLMEngine:
@@ -57,28 +57,37 @@ class LLMEngine:
         self.verifier = Verifier(noise)
         self._grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab_size, eos_token_ids)
         self.finished_stats = SpeculationStats()  # of all requests that ended
-        self._next_request_id = 0
+        self._request_ids = count()
 
-    def add_request(self, prompt_token_ids: list[int], params: SamplingParams) -> list[int]:
+    def add_request(self, prompt_token_ids: list[int], params: SamplingParams, *, priority: int = 0) -> list[int]:
         """Queues the `n` continuations of a prompt, which is prefilled once; returns their ids. Raises InvalidInputError for what cannot be honoured."""
+        requests = self.prepare(prompt_token_ids, params, priority=priority)
+        self.enqueue(requests)
+        return [request.request_id for request in requests]
+
+    def prepare(self, prompt_token_ids: list[int], params: SamplingParams, *, priority: int = 0) -> list[Request]:
+        """The requests of `add_request`, checked and not queued yet. Any thread may call this: a grammar takes its time."""
         self._check(prompt_token_ids, params)
         seed = secrets.randbits(32) if params.seed is None else params.seed
-        prompt_id = self._next_request_id
-        self._next_request_id += params.n
+        ids = [next(self._request_ids) for _ in range(params.n)]
         requests = []
-        for index in range(params.n):
+        for index, request_id in enumerate(ids):
             own = params if index == 0 else replace(params, prompt_logprobs=None)  # one prompt, one answer
-            requests.append(self._request(prompt_id + index, prompt_id, prompt_token_ids, own, derived_seed(seed, index)))
-        for request in requests:  # none, if one is refused
+            request = self._request(request_id, ids[0], prompt_token_ids, own, derived_seed(seed, index))
+            request.priority, request.index = priority, index
+            requests.append(request)
+        return requests
+
+    def enqueue(self, requests: Sequence[Request]) -> None:
+        """Queues prepared requests."""
+        for request in requests:
             self.scheduler.add(request)
-        return list(range(prompt_id, self._next_request_id))
 
     def resume_request(self, saved: SavedRequest) -> Request:
         """Queues a saved request behind its last token, unless that token ended it. Raises InvalidInputError like `add_request`."""
         self._check(saved.prompt_token_ids, saved.params)
         self._check_token_ids(saved.output_token_ids)
-        request_id = self._next_request_id
-        self._next_request_id += 1
+        request_id = next(self._request_ids)
         request = self._request(request_id, request_id, saved.prompt_token_ids, saved.params, saved.seed)
         for token_id in saved.output_token_ids:
             self.scheduler.append(request, token_id)
@@ -142,6 +151,14 @@ class LLMEngine:
     def has_unfinished_requests(self) -> bool:
         return bool(self.scheduler.waiting or self.scheduler.running)
 
+    @property
+    def num_waiting(self) -> int:
+        return len(self.scheduler.waiting)
+
+    def snapshot(self) -> EngineSnapshot:
+        """How full the engine is. Any thread may ask."""
+        return EngineSnapshot(num_running=len(self.scheduler.running), num_waiting=len(self.scheduler.waiting))
+
     @torch.inference_mode()
     def step(self) -> list[RequestUpdate]:
         """One pass of the target over all running requests. An empty draft is plain decoding: the same path."""
@@ -203,11 +220,19 @@ class LLMEngine:
             stats.decisions[decision] += 1
             stats.drafted_by.update(tree.sources)
 
+    def fail_all(self, why: str) -> list[RequestUpdate]:
+        """Ends every request with an error: the last resort, where none of them is to blame."""
+        requests = [*self.scheduler.running, *self.scheduler.waiting]
+        for request in requests:
+            self.scheduler.remove(request.request_id)
+            request.error, request.finish_reason = RequestFailedError(f"{why}: send the request again"), "error"
+        self._release(requests)
+        return [RequestUpdate(request, [], True) for request in requests]
+
     def explain(self) -> Explanation:
         return explain(self.speculator, self.finished_stats)
 
-    def abort(self, request_id: int) -> None:
-        """Ends a request at once; its memory is free again."""
-        request = self.scheduler.remove(request_id)
-        if request is not None:
-            self._release([request])
+    def abort(self, *request_ids: int) -> None:
+        """Ends requests at once; their memory is free again."""
+        removed = (self.scheduler.remove(request_id) for request_id in request_ids)
+        self._release([request for request in removed if request is not None])

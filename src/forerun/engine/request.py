@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 from forerun.config import SamplingParams
 from forerun.engine.detokenizer import Detokenizer
 from forerun.sampling.path_state import PathState
-from forerun.types import FinishReason, RequestFailedError, SpeculationStats, StreamedToken, TokenLogprobs
+from forerun.types import CompletionOutput, FinishReason, RequestFailedError, RequestTimes, SpeculationStats, StreamedToken, TokenLogprobs
 
 
 @dataclass(slots=True)
@@ -23,7 +22,9 @@ class Request:
     detokenizer: Detokenizer
     prompt_id: int = -1  # shared by the continuations of one prompt
     path_state: PathState | None = None  # grammar, bad words, processors; most requests have none
-    arrival: float = field(default_factory=time.perf_counter)
+    priority: int = 0  # lower runs first
+    index: int = 0  # among the continuations of its prompt
+    times: RequestTimes = field(default_factory=RequestTimes)
 
     # set by the scheduler
     token_ids: list[int] = field(init=False)  # prompt and output
@@ -42,6 +43,20 @@ class Request:
         self.token_ids.append(token_id)
         self.output_token_ids.append(token_id)
 
+    def output(self) -> CompletionOutput:
+        """What came out of a request that finished without an error."""
+        assert self.finish_reason is not None and self.error is None
+        return CompletionOutput(
+            text=self.detokenizer.text,
+            token_ids=self.output_token_ids,
+            finish_reason=self.finish_reason,
+            seed=self.seed,
+            stats=self.stats,
+            logprobs=self.logprobs if self.params.logprobs is not None else None,
+            stop_reason=self.stop_reason,
+            times=self.times,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -53,7 +68,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class RequestUpdate:
-    """What one step brought to one request."""
+    """What one step brought to one request; `is_last` where it ended there."""
 
     request: Request
     tokens: list[StreamedToken]
+    is_last: bool

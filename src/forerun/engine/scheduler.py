@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -34,6 +35,7 @@ class Scheduler:
         while self.waiting and len(self.running) < self.max_num_seqs:
             request = self.waiting.popleft()
             self.running.append(request)
+            request.times.scheduled = request.times.scheduled or time.perf_counter()
             joined.append(request)
         return Batch(list(self.running), joined)
 
@@ -49,7 +51,9 @@ class Scheduler:
             if kept.logprobs:
                 request.logprobs.append(kept.logprobs[row])
             text = self.append(request, token_id)
-            tokens.append(StreamedToken(token_id, text, row < kept.num_accepted_tokens, request.finish_reason))
+            logprobs = kept.logprobs[row] if kept.logprobs else None
+            drafter = kept.tree.sources[kept.path[row]] if row < len(kept.path) and kept.tree.sources else None
+            tokens.append(StreamedToken(token_id, text, kept.kind(row), request.finish_reason, drafter, logprobs))
             if request.finish_reason is not None:
                 break
         if kept.error is not None and request.finish_reason is None:
@@ -60,7 +64,12 @@ class Scheduler:
         num_accepted = min(kept.num_accepted_tokens, len(tokens))
         stats.count_accepted(num_accepted)
         stats.accepted_by.update(kept.tree.sources[node] for node in kept.path[:num_accepted] if kept.tree.sources)
-        return RequestUpdate(request, tokens)
+        times = request.times
+        if times.first_token is None and tokens:
+            times.first_token = time.perf_counter()
+        if request.finish_reason is not None:
+            times.finished = time.perf_counter()
+        return RequestUpdate(request, tokens, request.finish_reason is not None)
 
     @staticmethod
     def append(request: Request, token_id: int) -> str:

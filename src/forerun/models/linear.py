@@ -12,6 +12,7 @@ from collections import defaultdict
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from forerun.machine import has_matrix_kernels
 from forerun.models.fingerprint import sample
 
 MEASURED_LAYERS = 8  # of one shape; more would only repeat the answer
@@ -26,6 +27,7 @@ def can_pack(weight: torch.Tensor) -> bool:
         and weight.dtype in (torch.bfloat16, torch.float32)
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and has_matrix_kernels(weight.dtype)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
+from forerun.machine import has_matrix_kernels
 from forerun.types import ModelLoadError
+
+logger = logging.getLogger(__name__)
 
 BUNDLED = Path(__file__).parent.parent / "data"
 BUNDLED_TARGETS = {"forerun/default": BUNDLED / "default" / "target"}
@@ -72,6 +76,8 @@ def load_model(source: str | Path, dtype: torch.dtype | None, device: str | torc
     try:
         config = AutoConfig.from_pretrained(found, trust_remote_code=False)
         check_config(config, str(source))
+        if dtype is None:
+            dtype = _dtype_where_own_is_slow(config, str(source), torch.device(device))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             found, config=config, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
@@ -86,6 +92,15 @@ def load_model(source: str | Path, dtype: torch.dtype | None, device: str | torc
         raise ModelLoadError(f"model {str(source)!r} lacks weights ({missing}, ...), which would be random: copy the folder again")
     cast(Any, model).to(device).eval()  # transformers wraps `to`, which hides its signature
     return model
+
+
+def _dtype_where_own_is_slow(config: Any, name: str, device: torch.device) -> torch.dtype | None:
+    """float32 where the processor has no kernels for the checkpoint's own dtype and would emulate them, ten times slower; else None."""
+    own = getattr(config, "dtype", None)
+    if device.type != "cpu" or not isinstance(own, torch.dtype) or own == torch.float32 or has_matrix_kernels(own):
+        return None
+    logger.warning("%s is stored in %s, for which this processor has no kernels: it runs in float32 (dtype=%r asks for the slow ones)", name, own, str(own).removeprefix("torch."))
+    return torch.float32
 
 
 def check_config(config: Any, name: str) -> None:

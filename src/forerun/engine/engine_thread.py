@@ -1,0 +1,96 @@
+"""The thread that owns an engine: it alone steps it, between steps it does what others ask for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from forerun.engine.llm_engine import LLMEngine
+from forerun.engine.request import RequestUpdate
+from forerun.types import UnavailableError
+
+logger = logging.getLogger(__name__)
+
+
+class EngineThread:
+    """Steps an engine while it has requests, and sleeps while it has none. `deliver` is called in this thread with what each step brought."""
+
+    def __init__(self, engine: LLMEngine, deliver: Callable[[Sequence[RequestUpdate]], None]) -> None:
+        self.engine = engine
+        self._deliver = deliver
+        self._asked: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
+        self._stopping = False
+        self._step_began: float | None = None
+        self._thread = threading.Thread(target=self._run, name="forerun-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive() and not self._stopping
+
+    @property
+    def seconds_in_step(self) -> float:
+        """How long the step that runs has been running; 0 between steps. Any thread may ask: this is what a watchdog looks at."""
+        began = self._step_began
+        return 0.0 if began is None else time.perf_counter() - began
+
+    def call(self, action: Callable[[], Any]) -> Future[Any]:
+        """Runs `action` in the engine's thread, between two steps. Its result or error comes by the future."""
+        future: Future[Any] = Future()
+        if not self.is_alive:
+            future.set_exception(UnavailableError("the engine has stopped: start the server again"))
+        else:
+            self._asked.put((action, future))
+        return future
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Ends the thread behind the step that runs; requests that are not finished are aborted."""
+        self.call(self._stop)
+        self._thread.join(timeout)
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._do_what_was_asked()
+            if self._stopping or not self.engine.has_unfinished_requests:
+                continue
+            self._step_began = time.perf_counter()
+            try:
+                updates = self.engine.step()
+            except Exception:
+                logger.exception("a step failed as a whole; its requests end")
+                updates = self.engine.fail_all("the engine failed in a step")
+            finally:
+                self._step_began = None
+            self._deliver(updates)
+        self._deliver(self.engine.fail_all("the engine was stopped"))
+        while True:  # nobody waits for ever
+            try:
+                self._asked.get_nowait()[1].set_exception(UnavailableError("the engine has stopped: start the server again"))
+            except Empty:
+                return
+
+    def _do_what_was_asked(self) -> None:
+        """Everything that is queued; waits for something where the engine is idle."""
+        while True:
+            try:
+                action, future = self._asked.get(block=not self.engine.has_unfinished_requests and not self._stopping)
+            except Empty:
+                return
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(action())
+            except BaseException as error:
+                future.set_exception(error)
+            if self._stopping:
+                return
