@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from forerun.bench import energy as module
-from forerun.bench.energy import Counter, energy, find_counters
+from forerun.bench.energy import energy
 from forerun.bench.methods import Job, Run
+from forerun.energy_counters import EnergyCounter, find_counters
 
 CPU = torch.device("cpu")
 RANGE = 262_143_328_850
@@ -60,11 +61,11 @@ def test_packages_and_memory_are_counted_once(tmp_path):
 
 
 def test_a_counter_that_wraps_goes_on_counting():
-    counter = Counter("package-0", int, 1e-6, RANGE)
+    counter = EnergyCounter("package-0", int, 1e-6, RANGE)
     assert counter.joules(RANGE - 1_000_000, 2_000_000) == pytest.approx(3.0)
     assert counter.joules(1_000_000, 4_000_000) == pytest.approx(3.0)
     with pytest.raises(ValueError, match="ran backwards"):
-        Counter("Esocket0", int, 1e-6).joules(2, 1)
+        EnergyCounter("Esocket0", int, 1e-6).joules(2, 1)
 
 
 def test_amd_sockets_are_found_where_there_is_no_powercap(tmp_path):

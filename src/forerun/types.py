@@ -340,6 +340,10 @@ class EngineSnapshot:
     draft_seconds: float = 0.0
     plain_seconds: float = 0.0  # what plain decoding of the same tokens would have taken, by the cost model
     decisions: dict[str, int] = field(default_factory=dict)
+    num_drafts: int = 0  # one a step of a request that had one
+    accepted_per_position: tuple[int, ...] = ()
+    drafted_by: dict[str, int] = field(default_factory=dict)  # tokens by drafter
+    accepted_by: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

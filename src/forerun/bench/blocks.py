@@ -9,10 +9,11 @@ from rich import box
 from rich.table import Table
 
 from forerun.bench.compare import compare
-from forerun.bench.energy import energy, find_counters
+from forerun.bench.energy import energy
 from forerun.bench.engines import Engines
 from forerun.bench.methods import PLAIN, SPECULATIVE, Job, Method
 from forerun.bench.roofline import roofline
+from forerun.energy_counters import find_counters
 
 ENERGY_JOBS = 4
 TITLES = {"roofline": "roofline", "energy": "energy", "comparison": "speculative, quantised, small"}
