@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from forerun import SamplingParams
-from forerun.server.observer import ServedRequest
+from forerun.server.served_request import ServedRequest
 from forerun.types import CompletionOutput, EngineSnapshot, RequestTimes, SpeculationStats
 
 

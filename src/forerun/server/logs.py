@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
-from forerun.server.observer import ServedRequest
+from forerun.server.served_request import ServedRequest
 from forerun.types import ForerunError, SpeculationStats
 
 LogFormat = Literal["text", "json"]

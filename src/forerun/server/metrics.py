@@ -11,7 +11,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 
 from forerun.energy_counters import EnergyCounter
 from forerun.server.engine_metrics import LABELS, EngineCollector
-from forerun.server.observer import ServedRequest
+from forerun.server.served_request import ServedRequest
 from forerun.types import CompletionOutput, EngineSnapshot
 
 PLAIN_TEXT = "text/plain; version=0.0.4; charset=utf-8"

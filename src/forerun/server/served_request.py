@@ -50,7 +50,7 @@ class ServedRequest:
         return sum(len(completion.token_ids) for completion in self.completions)
 
 
-class Observer(Protocol):
+class Watcher(Protocol):
     """Called in the event loop: whoever implements it must not wait for anything, and must not raise."""
 
     def arrived(self, request: ServedRequest) -> None:
@@ -63,22 +63,22 @@ class Observer(Protocol):
         """The last byte is sent, the request was refused or failed, or the client left. Once a request."""
 
 
-class Observers:
+class Watchers:
     """All of them, one after the other."""
 
-    def __init__(self, observers: Sequence[Observer] = ()) -> None:
-        self._observers = list(observers)
+    def __init__(self, watchers: Sequence[Watcher] = ()) -> None:
+        self._watchers = list(watchers)
 
     def arrived(self, request: ServedRequest) -> None:
-        for observer in self._observers:
-            observer.arrived(request)
+        for watcher in self._watchers:
+            watcher.arrived(request)
 
     def progressed(self, request: ServedRequest, index: int, num_tokens: int) -> None:
-        for observer in self._observers:
-            observer.progressed(request, index, num_tokens)
+        for watcher in self._watchers:
+            watcher.progressed(request, index, num_tokens)
 
     def finished(self, request: ServedRequest) -> None:
         if request.finished is None:
             request.finished = time.perf_counter()
-        for observer in self._observers:
-            observer.finished(request)
+        for watcher in self._watchers:
+            watcher.finished(request)
