@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,11 +9,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLTokenizer, grammar_from
+from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from forerun.config import StructuredOutputsParams
+from forerun.sampling.grammar_text import grammar_text
 from forerun.types import InvalidInputError, RequestFailedError
 
 _KEPT_GRAMMARS = 32  # requests mostly repeat a few
@@ -86,7 +86,7 @@ class Grammars:
         """The state before the first token. Raises InvalidInputError for what is no grammar, or uses what llguidance lacks."""
         name, value = asked.chosen
         try:
-            grammar = _grammar_text(name, value)
+            grammar = grammar_text(name, value)
         except ValueError as error:
             raise InvalidInputError(f"structured_outputs.{name}", value, f"cannot be read ({_first_line(str(error))})") from error
         if grammar not in self._compiled:
@@ -98,20 +98,6 @@ class Grammars:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
         return GrammarState(self._compiled[grammar].deep_copy(), self._ll_tokenizer.vocab_size, self._end_token_ids)
-
-
-def _grammar_text(name: str, value: object) -> str:
-    """llguidance's own form of what was asked for."""
-    if name == "json_object":
-        return grammar_from("json_schema", '{"type": "object"}')
-    if name == "json":
-        # a schema given as text is parsed first: llguidance would paste it into its own JSON
-        return grammar_from("json_schema", json.dumps(json.loads(value) if isinstance(value, str) else value))
-    if name == "choice":
-        assert isinstance(value, tuple)
-        return grammar_from("lark", "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in value))
-    assert isinstance(value, str)
-    return grammar_from("regex" if name == "regex" else "grammar", value)
 
 
 def _first_line(message: str) -> str:
