@@ -35,4 +35,7 @@ def served(**changed):
         "response_id": "chatcmpl-1", "operation": "chat", "is_streaming": True, "params": SamplingParams(max_tokens=16, temperature=0.5, seed=3),
         "prompt": "PRIVATE PROMPT", "num_prompt_tokens": 11, "completions": [completion()],
     }  # fmt: skip
-    return ServedRequest(**(fields | changed))
+    fields |= changed
+    fields.setdefault("num_choices", len(fields["completions"]))
+    fields.setdefault("finish_reasons", [each.finish_reason for each in fields["completions"]])
+    return ServedRequest(**fields)

@@ -10,7 +10,6 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from served import Engine, completion, served
 
-from forerun import SamplingParams
 from forerun.energy_counters import EnergyCounter
 from forerun.server.engine_metrics import WINDOW_SECONDS, EngineCollector
 from forerun.server.metrics import FINISHED_REASONS, REFUSALS, Metrics
@@ -163,7 +162,7 @@ def test_a_request_that_broke_is_a_failure_before_and_behind_the_first_byte(metr
 
 @pytest.mark.parametrize("status", [None, 200])
 def test_a_client_that_left_aborts_what_had_not_ended(metrics, status):
-    metrics.finished(served(status=status, is_aborted=True, params=SamplingParams(n=3, temperature=1.0)))
+    metrics.finished(served(status=status, is_aborted=True, num_choices=3))
     assert value(metrics, "vllm:request_success_total", finished_reason="abort") == 2
     assert value(metrics, "vllm:request_success_total", finished_reason="stop") == 1 and value(metrics, "forerun:failed_requests_total") == 0
     assert value(metrics, "forerun:http_responses_total", route="/v1/chat/completions", method="POST", status=str(status or 499)) == 1

@@ -98,7 +98,7 @@ def _told(request: ServedRequest) -> dict[str, Any]:
             "cached_tokens": times.num_cached_tokens,
             "queue_seconds": _between(times.arrived, times.scheduled),
             "first_token_seconds": _between(times.arrived, times.first_token),
-            "finish_reasons": ",".join(completion.finish_reason for completion in request.completions),
+            "finish_reasons": ",".join(request.finish_reasons),
             "preemptions": sum(completion.times.num_preemptions for completion in request.completions),
             "drafted_tokens": total.num_draft_tokens,
             "accepted_tokens": total.num_accepted_tokens,

@@ -98,7 +98,7 @@ class Metrics:
         for completion in request.completions:
             self._count(completion)
         if request.is_aborted:
-            self._success.labels(*self._labels, "abort").inc(max(0, request.params.n - len(request.completions)))
+            self._success.labels(*self._labels, "abort").inc(max(0, request.num_choices - len(request.completions)))
 
     def _count(self, completion: CompletionOutput) -> None:
         if completion.finish_reason not in FINISHED_REASONS:

@@ -33,12 +33,14 @@ class ServedRequest:
     is_aborted: bool = False  # the client left
     # of requests that generate
     response_id: str | None = None
-    operation: str | None = None  # "chat" or "text_completion"
+    operation: str | None = None  # "completion", "chat" or "response"
     is_streaming: bool = False
     params: SamplingParams | None = None
     prompt: str | None = None
     num_prompt_tokens: int = 0
+    num_choices: int = 0
     completions: list[CompletionOutput] = field(default_factory=list)  # those that ended
+    finish_reasons: list[str] = field(default_factory=list)  # of each of them, as the client was told
 
     @property
     def seconds(self) -> float:
