@@ -18,6 +18,7 @@ from forerun.cli.demo import demo
 from forerun.cli.drafters import drafters
 from forerun.cli.generate import generate
 from forerun.cli.resume import resume
+from forerun.cli.serve import serve
 
 _UsageError = typer.BadParameter.__mro__[1]  # click's own, which recent typer versions carry inside
 
@@ -68,7 +69,7 @@ def main(
     quiet_transformers()
 
 
-for command in (demo, generate, resume, bench, certify, acceptance, drafters):
+for command in (demo, generate, resume, serve, bench, certify, acceptance, drafters):
     app.command()(command)
 
 __all__ = ["app"]

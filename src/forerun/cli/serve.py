@@ -1,0 +1,85 @@
+"""`forerun serve`: an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from forerun.async_llm import AsyncLLM
+from forerun.cli.console import one_line_errors, progress_bar
+from forerun.cli.options import (
+    DEFAULT_TARGET,
+    DeviceOption,
+    DrafterOption,
+    DtypeOption,
+    TargetOption,
+    drafter_argument,
+    num_draft_tokens_argument,
+)
+from forerun.llm import LLM
+from forerun.server.auth import read_key_file
+from forerun.server.serving import allowed_hosts, check_address, listen, url_of
+from forerun.server.serving import serve as run_server
+from forerun.server.settings import ServerSettings
+
+
+def serve(
+    target: TargetOption = DEFAULT_TARGET,
+    drafter: DrafterOption = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 is any free one.")] = 8000,
+    api_key_file: Annotated[Path | None, typer.Option("--api-key-file", help="One key a line, `key` or `name:key`. Left out: loopback only, no key asked.")] = None,
+    allow_remote: Annotated[bool, typer.Option("--allow-remote", help="Let --host be an address that others can reach; needs keys.")] = False,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    served_model_name: Annotated[str | None, typer.Option("--served-model-name", help="What requests call the model. Left out: the target's name.")] = None,
+    max_num_seqs: Annotated[int, typer.Option("--max-num-seqs", min=1, help="Requests that run together, at most.")] = 16,
+    max_model_len: Annotated[int | None, typer.Option("--max-model-len", min=2, help="Tokens of a prompt and its output. Left out: the model's own.")] = None,
+    max_waiting: Annotated[int, typer.Option("--max-waiting", min=1, help="Requests that wait, at most; further ones get 429.")] = 1024,
+    num_draft_tokens: Annotated[str, typer.Option("--num-draft-tokens", "-k", help="auto, a number, or 0 for plain decoding.")] = "auto",
+    drain_seconds: Annotated[float, typer.Option("--drain-seconds", min=0, help="On SIGTERM, how long running requests may take to finish.")] = 30.0,
+    stream_flush_tokens: Annotated[int, typer.Option("--stream-flush-tokens", min=1, max=1024, help="Streams write so many tokens at once, so that nobody sees what a step brought.")] = 1,
+    stream_interval_ms: Annotated[float, typer.Option("--stream-interval-ms", min=0, max=10_000, help="Streams write only so often; 0 is at once.")] = 0.0,
+    log_requests: Annotated[bool, typer.Option("--log-requests", help="One line a request, without texts.")] = False,
+) -> None:
+    """Serve a model over HTTP, as OpenAI's API has it."""
+    console = Console(stderr=True, highlight=False)
+
+    def announce(line: str) -> None:
+        console.print(f"forerun: {line}", markup=False, soft_wrap=True)
+
+    with one_line_errors():
+        keys = () if api_key_file is None else read_key_file(api_key_file)
+        check_address(host, bool(keys), allow_remote)
+        settings = ServerSettings(
+            target=target,
+            served_model_name=served_model_name or target,
+            keys=keys,
+            allowed_hosts=allowed_hosts(host),
+            stream_flush_tokens=stream_flush_tokens,
+            stream_interval_ms=stream_interval_ms,
+            log_requests=log_requests,
+        )
+        draft_length = num_draft_tokens_argument(num_draft_tokens)
+        listener = listen(host, port)  # refused before the model is loaded, not after
+        logging.basicConfig(level=logging.INFO if log_requests else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        with progress_bar(sys.stderr.isatty(), f"loading {target}"):
+            llm = LLM(
+                target,
+                drafter_argument(drafter),
+                dtype=dtype,
+                device=device,
+                max_num_seqs=max_num_seqs,
+                max_model_len=max_model_len,
+                num_draft_tokens=draft_length,
+            )
+        announce(
+            f"{url_of(listener)} serves {settings.served_model_name} ({llm.exactness.kind}; drafters: {', '.join(llm.drafter_names) or 'none'};"
+            f" {f'{len(keys)} keys' if keys else 'no key asked'})"
+        )
+        run_server(AsyncLLM(llm, max_waiting=max_waiting), settings, listener, drain_seconds, announce)

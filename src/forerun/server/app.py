@@ -1,0 +1,48 @@
+"""The application: routes, behind the checks that every request passes first."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from forerun import __version__
+from forerun.async_llm import AsyncLLM
+from forerun.server import errors
+from forerun.server.auth import KeyMiddleware
+from forerun.server.limits import BodyLimitMiddleware, HostMiddleware, RequestIdMiddleware
+from forerun.server.routes import completions, models
+from forerun.server.settings import ServerSettings
+from forerun.server.state import ServerState
+
+DESCRIPTION = "An OpenAI-compatible API over a speculative-decoding engine. Fields that are not listed are refused by name."
+
+
+def create_app(async_llm: AsyncLLM, settings: ServerSettings) -> FastAPI:
+    """Starts the engine with the application, and stops it with it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with async_llm:
+            yield
+
+    app = FastAPI(
+        title="forerun",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # its pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect would name whatever host the request named
+    )
+    app.state.forerun = ServerState(async_llm, settings)
+    errors.install(app)
+    for routes in (models, completions):
+        app.include_router(routes.router)
+    # the last one added sees a request first
+    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(KeyMiddleware, keys=settings.keys)
+    app.add_middleware(HostMiddleware, allowed=settings.allowed_hosts)
+    app.add_middleware(RequestIdMiddleware, log_requests=settings.log_requests)
+    return app

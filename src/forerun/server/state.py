@@ -1,0 +1,65 @@
+"""What every route has at hand."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from forerun.async_llm import AsyncLLM
+from forerun.server.auth import ApiKey, tenant_salt
+from forerun.server.errors import MISSING, ApiError
+from forerun.server.observer import Kind, NoObserver, RequestInfo, RequestObserver
+from forerun.server.settings import ServerSettings
+from forerun.server.token_texts import TokenTexts
+
+
+@dataclass(slots=True)
+class ServerState:
+    """One of these is `app.state.forerun`. `observer` may be set to another before the first request."""
+
+    async_llm: AsyncLLM
+    settings: ServerSettings
+    observer: RequestObserver = field(default_factory=NoObserver)
+    started: int = field(default_factory=lambda: int(time.time()))
+    token_texts: TokenTexts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.token_texts = TokenTexts(self.async_llm.llm.tokenizer)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.async_llm.llm.engine.vocab_size
+
+    def check_model(self, name: str) -> None:
+        if name != self.settings.served_model_name:
+            raise ApiError(
+                404, f"there is no model {name[:200]!r} here: /v1/models lists what there is", kind=MISSING, param="model", code="model_not_found"
+            )
+
+
+def _state(request: Request) -> ServerState:
+    state: ServerState = request.app.state.forerun
+    return state
+
+
+State = Annotated[ServerState, Depends(_state)]
+
+
+def tenant(request: Request) -> ApiKey | None:
+    """Whose key it came with."""
+    key: ApiKey | None = request.scope.get("tenant")
+    return key
+
+
+def salt_of(request: Request, cache_salt: str | None) -> str | None:
+    return tenant_salt(tenant(request), cache_salt)
+
+
+def info_of(request: Request, state: ServerState, kind: Kind, streams: bool) -> RequestInfo:
+    key = tenant(request)
+    trace = request.headers.get("traceparent")
+    name = state.settings.served_model_name
+    return RequestInfo(request.scope.get("request_id", ""), kind, name, None if key is None else key.name, streams, trace)
