@@ -12,7 +12,7 @@ from forerun.async_llm import AsyncLLM
 from forerun.server import errors
 from forerun.server.auth import KeyMiddleware
 from forerun.server.limits import BodyLimitMiddleware, HostMiddleware, RequestIdMiddleware
-from forerun.server.routes import completions, models
+from forerun.server.routes import completions, models, page
 from forerun.server.settings import ServerSettings
 from forerun.server.state import ServerState
 
@@ -38,7 +38,7 @@ def create_app(async_llm: AsyncLLM, settings: ServerSettings) -> FastAPI:
     )
     app.state.forerun = ServerState(async_llm, settings)
     errors.install(app)
-    for routes in (models, completions):
+    for routes in (models, completions, page):
         app.include_router(routes.router)
     # the last one added sees a request first
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)

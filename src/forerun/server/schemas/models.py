@@ -39,5 +39,6 @@ class EngineState(Reply):
     exactness: dict[str, Any] = Field(description="Whether speculation changes no bit of the target's rows, and why.")
     drafters: list[str]
     max_model_len: int
+    has_chat_template: bool = Field(description="Whether there is a chat: `/v1/chat/completions` needs a template.")
     snapshot: dict[str, Any] = Field(description="How full the engine is, and its counters.")
     explanation: dict[str, Any] = Field(description="What speculation costs and brings, and why there is not more of it.")
