@@ -33,7 +33,7 @@ def served(**changed):
     fields = {
         "request_id": "req-1", "method": "POST", "route": "/v1/chat/completions", "tenant": "alice", "arrived": 100.0, "finished": 102.6, "status": 200,
         "response_id": "chatcmpl-1", "operation": "chat", "is_streaming": True, "params": SamplingParams(max_tokens=16, temperature=0.5, seed=3),
-        "prompt": "PRIVATE PROMPT", "num_prompt_tokens": 11, "completions": [completion()],
+        "body": "PRIVATE PROMPT", "num_prompt_tokens": 11, "completions": [completion()],
     }  # fmt: skip
     fields |= changed
     fields.setdefault("num_choices", len(fields["completions"]))

@@ -87,7 +87,7 @@ def test_a_level_silences_what_is_below(logs):
 @pytest.mark.parametrize("evil", ["a\nERROR forged: line", "a\r\nb", "\x1b[2J", "\u2028x", "\x85", "\u202egnp", "\x00", "\x7f", 'a" status=200 "', "\U000e0001"])
 def test_header_borne_values_cannot_write_lines_or_terminal_codes(logs, log_format, evil):
     stream = logs(log_format)
-    RequestLog(with_text=True).finished(served(request_id=evil, tenant=evil, method=evil, prompt=evil))
+    RequestLog(with_text=True).finished(served(request_id=evil, tenant=evil, method=evil, body=evil))
     logging.getLogger("forerun.server").warning("%s", evil)
     text = stream.getvalue()
     assert text.endswith("\n") and len(text[:-1].splitlines()) == 3
@@ -110,7 +110,7 @@ def test_no_text_of_a_request_unless_asked_for(logs, log_format):
     stream = logs(log_format, "debug")
     RequestLog().finished(served())
     assert "PRIVATE" not in stream.getvalue()
-    RequestLog(with_text=True).finished(served(prompt="p" * 3 * TEXT_LIMIT))
+    RequestLog(with_text=True).finished(served(body="p" * 3 * TEXT_LIMIT))
     marked = stream.getvalue().splitlines()[-1]
     assert "TEXT OF A REQUEST" in marked and "PRIVATE OUTPUT" in marked and "p" * (TEXT_LIMIT + 1) not in marked and f"({3 * TEXT_LIMIT} characters)" in marked
 

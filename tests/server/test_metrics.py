@@ -153,6 +153,12 @@ def test_refused_requests_are_counted_by_why(metrics, status, reason):
     assert value(metrics, "forerun:failed_requests_total") == 0 and value(metrics, "vllm:prompt_tokens_total") == 0
 
 
+def test_a_probe_that_says_no_refused_nobody(metrics):
+    metrics.finished(served(route="/ready", method="GET", status=503, params=None, completions=[], error_type="server_error"))
+    assert value(metrics, "forerun:requests_refused_total", reason="unavailable") == value(metrics, "forerun:failed_requests_total") == 0
+    assert value(metrics, "forerun:http_responses_total", route="/ready", method="GET", status="503") == 1
+
+
 @pytest.mark.parametrize("ended", [{"status": 500}, {"status": 200, "error_type": "server_error"}])
 def test_a_request_that_broke_is_a_failure_before_and_behind_the_first_byte(metrics, ended):
     metrics.finished(served(completions=[], **ended))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -23,9 +22,11 @@ from forerun.cli.options import (
 )
 from forerun.llm import LLM
 from forerun.server.auth import read_key_file
+from forerun.server.logs import LogFormat, LogLevel, configure
 from forerun.server.serving import allowed_hosts, check_address, listen, url_of
 from forerun.server.serving import serve as run_server
 from forerun.server.settings import ServerSettings
+from forerun.server.tracing import collector_url
 
 
 def serve(
@@ -45,7 +46,10 @@ def serve(
     drain_seconds: Annotated[float, typer.Option("--drain-seconds", min=0, help="On SIGTERM, how long running requests may take to finish.")] = 30.0,
     stream_flush_tokens: Annotated[int, typer.Option("--stream-flush-tokens", min=1, max=1024, help="Streams write so many tokens at once, so that nobody sees what a step brought.")] = 1,
     stream_interval_ms: Annotated[float, typer.Option("--stream-interval-ms", min=0, max=10_000, help="Streams write only so often; 0 is at once.")] = 0.0,
-    log_requests: Annotated[bool, typer.Option("--log-requests", help="One line a request, without texts.")] = False,
+    log_format: Annotated[LogFormat, typer.Option("--log-format", help="Words for people, or an object of JSON a line.")] = "text",
+    log_level: Annotated[LogLevel, typer.Option("--log-level", help="info has a line a request, without texts.")] = "info",
+    log_requests: Annotated[bool, typer.Option("--log-requests", help="Put what was sent and answered into the log, too: prompts and outputs.")] = False,
+    otlp_endpoint: Annotated[str | None, typer.Option("--otlp-endpoint", help="Send a span a request to this OpenTelemetry collector, as http://127.0.0.1:4318. Needs the extra forerun[tracing].")] = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API has it."""
     console = Console(stderr=True, highlight=False)
@@ -64,10 +68,11 @@ def serve(
             stream_flush_tokens=stream_flush_tokens,
             stream_interval_ms=stream_interval_ms,
             log_requests=log_requests,
+            otlp_endpoint=None if otlp_endpoint is None else collector_url(otlp_endpoint),
         )
         draft_length = num_draft_tokens_argument(num_draft_tokens)
         listener = listen(host, port)  # refused before the model is loaded, not after
-        logging.basicConfig(level=logging.INFO if log_requests else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        configure(log_format, log_level, with_text=log_requests)
         with progress_bar(sys.stderr.isatty(), f"loading {target}"):
             llm = LLM(
                 target,

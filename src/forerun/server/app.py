@@ -12,9 +12,10 @@ from forerun.async_llm import AsyncLLM
 from forerun.server import errors
 from forerun.server.auth import KeyMiddleware
 from forerun.server.limits import BodyLimitMiddleware, HostMiddleware, RequestIdMiddleware
-from forerun.server.routes import completions, models, page
+from forerun.server.routes import completions, metrics, models, page
 from forerun.server.settings import ServerSettings
 from forerun.server.state import ServerState
+from forerun.server.watch import WatchMiddleware, watch_of
 
 DESCRIPTION = "An OpenAI-compatible API over a speculative-decoding engine. Fields that are not listed are refused by name."
 
@@ -24,8 +25,11 @@ def create_app(async_llm: AsyncLLM, settings: ServerSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with async_llm:
-            yield
+        try:
+            async with async_llm:
+                yield
+        finally:
+            await watch.close()
 
     app = FastAPI(
         title="forerun",
@@ -36,13 +40,15 @@ def create_app(async_llm: AsyncLLM, settings: ServerSettings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a redirect would name whatever host the request named
     )
-    app.state.forerun = ServerState(async_llm, settings)
+    state = app.state.forerun = ServerState(async_llm, settings)
+    watch = state.observer = watch_of(state.metrics, settings)
     errors.install(app)
-    for routes in (models, completions, page):
+    for routes in (models, completions, metrics, page):
         app.include_router(routes.router)
     # the last one added sees a request first
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(KeyMiddleware, keys=settings.keys)
     app.add_middleware(HostMiddleware, allowed=settings.allowed_hosts)
-    app.add_middleware(RequestIdMiddleware, log_requests=settings.log_requests)
+    app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(WatchMiddleware, watch=watch, with_text=settings.log_requests)
     return app

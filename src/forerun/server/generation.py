@@ -40,6 +40,8 @@ class Generation:
         try:
             async with aclosing(self._one(0) if len(self.prompts) == 1 else self._several()) as updates:
                 async for choice, update in updates:
+                    if update.tokens:
+                        self._observer.progressed(self._info, choice, len(update.tokens))
                     if update.output is not None:
                         self.outputs[choice] = update.output
                     yield choice, update

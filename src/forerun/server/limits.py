@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from collections.abc import Sequence
 from logging import getLogger
 from typing import Any
@@ -15,7 +14,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from forerun.server.errors import ApiError, as_api_error
 
 logger = getLogger(__name__)
-access = getLogger("forerun.server.access")
 
 MAX_NESTING = 96  # of a body's JSON: a schema of 64 levels fits where requests carry one
 
@@ -36,16 +34,15 @@ MAX_INTEGER = 2**31 - 1
 class RequestIdMiddleware:
     """Names each request, and says the name in its reply. Whatever nobody caught ends here as a 500 that says the name and no more."""
 
-    def __init__(self, app: ASGIApp, log_requests: bool = False) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.log_requests = log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         request_id = scope["request_id"] = f"req-{secrets.token_hex(16)}"
-        status, began = 0, time.perf_counter()
+        status = 0
 
         async def send_named(message: Message) -> None:
             nonlocal status
@@ -61,9 +58,6 @@ class RequestIdMiddleware:
             if status:
                 raise  # half an answer is out: closing the connection says that it is no whole one
             await answer.response()(scope, receive, send_named)
-        finally:
-            if self.log_requests:
-                access.info("%s %s %s %d %.1f ms", request_id, scope["method"], scope["path"][:200], status, 1e3 * (time.perf_counter() - began))
 
 
 class HostMiddleware:

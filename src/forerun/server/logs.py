@@ -11,15 +11,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
-from forerun.server.served_request import ServedRequest
+from forerun.server.served_request import PROBES, ServedRequest
 from forerun.types import ForerunError, SpeculationStats
 
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-TEXT_LIMIT = 500  # characters of a prompt or output, where logs of them were asked for
+TEXT_LIMIT = 2000  # characters of a body or output, where logs of them were asked for
 ID_LIMIT = 128
-PROBES = ("/health", "/ready", "/metrics")
 _PLAIN_VALUE = re.compile(r"[A-Za-z0-9_./:@%+-]+")
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\[\]-]{0,63}")
 # their messages speak of the machine or are forerun's own; messages of other errors quote values, which may be somebody's text
@@ -51,7 +50,7 @@ def configure(log_format: LogFormat = "text", level: LogLevel = "info", *, with_
 
 
 class RequestLog:
-    """Writes a line a request. With `with_text` a second one holds its prompt and outputs, cut short, and says so."""
+    """Writes a line a request. With `with_text` a second one holds what was sent and the outputs, cut short, and says so."""
 
     def __init__(self, with_text: bool = False) -> None:
         self._with_text = with_text
@@ -69,8 +68,8 @@ class RequestLog:
         elif request.route in PROBES and request.status == 200:
             level = logging.DEBUG
         logger.log(level, "request", extra={"fields": _told(request)})
-        if self._with_text and request.prompt is not None:
-            texts = {"prompt": _cut(request.prompt), "outputs": [_cut(completion.text) for completion in request.completions]}
+        if self._with_text and request.body is not None:
+            texts = {"body": _cut(request.body), "outputs": [_cut(completion.text) for completion in request.completions]}
             logger.info("TEXT OF A REQUEST, as --log-requests asks", extra={"fields": {"request_id": request.request_id[:ID_LIMIT]} | texts})
 
 

@@ -11,7 +11,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 
 from forerun.energy_counters import EnergyCounter
 from forerun.server.engine_metrics import LABELS, EngineCollector
-from forerun.server.served_request import ServedRequest
+from forerun.server.served_request import PROBES, ServedRequest
 from forerun.types import CompletionOutput, EngineSnapshot
 
 PLAIN_TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -87,6 +87,8 @@ class Metrics:
         status = 499 if request.status is None else request.status  # what proxies write where the client has gone
         method = request.method if request.method in METHODS else "other"
         self._responses.labels(*self._labels, request.route or "none", method, str(status)).inc()
+        if request.route in PROBES:
+            return
         if 400 <= status < 500 and not request.is_aborted or status == 503:
             self._refused.labels(*self._labels, REFUSALS.get(status, "other")).inc()
             return

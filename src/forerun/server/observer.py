@@ -36,6 +36,9 @@ class RequestObserver(Protocol):
     def submitted(self, request: RequestInfo, num_prompt_tokens: Sequence[int], params: SamplingParams) -> None:
         """Its prompts, one figure each, go to the engine."""
 
+    def progressed(self, request: RequestInfo, choice: int, num_tokens: int) -> None:
+        """A step brought one of its continuations so many tokens."""
+
     def finished(self, request: RequestInfo, outcome: Outcome, num_prompt_tokens: int, output: CompletionOutput | None) -> None:
         """Once a continuation, with its output. Where a request ends before all of its continuations did: once more, without one."""
 
@@ -47,6 +50,9 @@ class NoObserver:
         pass
 
     def submitted(self, request: RequestInfo, num_prompt_tokens: Sequence[int], params: SamplingParams) -> None:
+        pass
+
+    def progressed(self, request: RequestInfo, choice: int, num_tokens: int) -> None:
         pass
 
     def finished(self, request: RequestInfo, outcome: Outcome, num_prompt_tokens: int, output: CompletionOutput | None) -> None:

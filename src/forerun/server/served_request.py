@@ -10,10 +10,12 @@ from typing import Protocol
 from forerun.config import SamplingParams
 from forerun.types import CompletionOutput
 
+PROBES = ("/health", "/ready", "/metrics")  # what machines ask every few seconds
+
 
 @dataclass(slots=True, eq=False)
 class ServedRequest:
-    """One HTTP request, filled in as it is served. It never holds the key; `prompt` is there for logs of requests, which have to be asked for.
+    """One HTTP request, filled in as it is served. It never holds the key; `body` is there where logs of texts were asked for.
 
     `route` is the path of the route's definition, not what the client wrote, and None where no route matched. `status` is None where the client
     left before it could be told. Moments are by `time.perf_counter`.
@@ -36,7 +38,7 @@ class ServedRequest:
     operation: str | None = None  # "completion", "chat" or "response"
     is_streaming: bool = False
     params: SamplingParams | None = None
-    prompt: str | None = None
+    body: str | None = None  # what was sent, cut short
     num_prompt_tokens: int = 0
     num_choices: int = 0
     completions: list[CompletionOutput] = field(default_factory=list)  # those that ended

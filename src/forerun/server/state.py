@@ -9,8 +9,10 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from forerun.async_llm import AsyncLLM
+from forerun.energy_counters import find_counters
 from forerun.server.auth import ApiKey, tenant_salt
 from forerun.server.errors import MISSING, ApiError
+from forerun.server.metrics import Metrics
 from forerun.server.observer import Kind, NoObserver, RequestInfo, RequestObserver
 from forerun.server.settings import ServerSettings
 from forerun.server.token_texts import TokenTexts
@@ -25,9 +27,13 @@ class ServerState:
     observer: RequestObserver = field(default_factory=NoObserver)
     started: int = field(default_factory=lambda: int(time.time()))
     token_texts: TokenTexts = field(init=False)
+    metrics: Metrics = field(init=False)
 
     def __post_init__(self) -> None:
-        self.token_texts = TokenTexts(self.async_llm.llm.tokenizer)
+        llm = self.async_llm.llm
+        self.token_texts = TokenTexts(llm.tokenizer)
+        energy_counters, _ = find_counters(llm.engine.model_runner.model.device)
+        self.metrics = Metrics(llm.engine.snapshot, self.settings.served_model_name, drafter_names=llm.drafter_names, energy_counters=energy_counters)
 
     @property
     def vocab_size(self) -> int:

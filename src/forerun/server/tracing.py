@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from forerun.machine import versions
-from forerun.server.logs import ID_LIMIT, PROBES
-from forerun.server.served_request import ServedRequest
+from forerun.server.logs import ID_LIMIT
+from forerun.server.served_request import PROBES, ServedRequest
 from forerun.types import InvalidInputError, SpeculationStats
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
 
 EXTRA = "pip install 'forerun[tracing]'"
+EXPORTER, EXPORT = "opentelemetry.exporter.otlp.proto.http.trace_exporter", "opentelemetry.sdk.trace.export"
 TRACES_PATH = "/v1/traces"
 HEADER_LIMIT = 512  # what tracestate may hold at most, by its standard
 OPERATIONS = {"chat": "chat", "response": "chat", "completion": "text_completion"}
@@ -136,7 +137,14 @@ def _speculated(request: ServedRequest) -> dict[str, Any]:
 
 
 def open_tracing(endpoint: str, model_name: str) -> Tracing:
-    """Sends spans to a collector by OTLP over HTTP. An URL without a path gets the usual one. Raises InvalidInputError where that cannot be."""
+    """Sends spans to a collector by OTLP over HTTP. Raises InvalidInputError where that cannot be."""
+    where = collector_url(endpoint)
+    exporter, export = (importlib.import_module(name) for name in (EXPORTER, EXPORT))
+    return Tracing(export.BatchSpanProcessor(exporter.OTLPSpanExporter(endpoint=where)), model_name)
+
+
+def collector_url(endpoint: str) -> str:
+    """The whole URL of a collector: one without a path gets the usual one. Raises InvalidInputError where it is none, or the extra is missing."""
     try:
         url = urlsplit(endpoint)
         usable = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
@@ -147,9 +155,8 @@ def open_tracing(endpoint: str, model_name: str) -> Tracing:
     if url.username or url.password:
         raise InvalidInputError("otlp_endpoint", f"{url.scheme}://...@{url.hostname}", "put credentials into OTEL_EXPORTER_OTLP_HEADERS: URLs are shown to people")
     try:
-        exporter = importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
-        export = importlib.import_module("opentelemetry.sdk.trace.export")
+        for name in (EXPORTER, EXPORT):
+            importlib.import_module(name)
     except ImportError as error:
         raise InvalidInputError("otlp_endpoint", endpoint, f"needs OpenTelemetry: {EXTRA}") from error
-    where = endpoint if url.path not in ("", "/") else url._replace(path=TRACES_PATH).geturl()
-    return Tracing(export.BatchSpanProcessor(exporter.OTLPSpanExporter(endpoint=where)), model_name)
+    return endpoint if url.path not in ("", "/") else url._replace(path=TRACES_PATH).geturl()
