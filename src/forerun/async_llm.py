@@ -45,6 +45,7 @@ class AsyncLLM:
         self._listeners: dict[int, _Listener] = {}
         self._thread = EngineThread(llm.engine, self._deliver)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._num_submitting = 0  # on their way into the queue: a burst counts before any of it is there
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -132,18 +133,26 @@ class AsyncLLM:
     async def _submit(self, prompt: Prompt, params: SamplingParams, priority: int) -> _Listener:
         self._check_open()
         engine = self.llm.engine
-        if engine.num_waiting + params.n > self.max_waiting:
-            raise OverloadedError(f"{engine.num_waiting} requests wait already: try again later, or raise max_waiting ({self.max_waiting})")
+        num_waiting = engine.num_waiting + self._num_submitting
+        if num_waiting + params.n > self.max_waiting:
+            raise OverloadedError(f"{num_waiting} requests wait already: try again later, or raise max_waiting ({self.max_waiting})")
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise InvalidInputError("priority", priority, "give a whole number; lower runs sooner")
-        token_ids = await self.encode(prompt)
-        requests = await asyncio.to_thread(engine.prepare, token_ids, params, priority=priority)
+        self._num_submitting += params.n
+        try:
+            token_ids = await self.encode(prompt)
+            requests = await asyncio.to_thread(engine.prepare, token_ids, params, priority=priority)
+            return await self._enqueue(requests)
+        finally:
+            self._num_submitting -= params.n
+
+    async def _enqueue(self, requests: list[Request]) -> _Listener:
         listener = _Listener(requests)
         for request in requests:
             self._listeners[request.request_id] = listener
         try:
             self._check_open()
-            await asyncio.wrap_future(self._thread.call(lambda: engine.enqueue(requests)))
+            await asyncio.wrap_future(self._thread.call(lambda: self.llm.engine.enqueue(requests)))
         except BaseException:
             self._forget(listener)
             raise
