@@ -37,5 +37,6 @@ def served(**changed):
     }  # fmt: skip
     fields |= changed
     fields.setdefault("num_choices", len(fields["completions"]))
+    fields.setdefault("num_output_tokens", sum(len(each.token_ids) for each in fields["completions"]))
     fields.setdefault("finish_reasons", [each.finish_reason for each in fields["completions"]])
     return ServedRequest(**fields)

@@ -92,3 +92,12 @@ def test_expressions_are_balanced_and_know_their_variables(dashboard):
 def test_the_scrape_example_sends_a_key_from_a_file():
     text = (DEPLOY / "prometheus.yml").read_text()
     assert "metrics_path: /metrics" in text and re.search(r"authorization:\n +type: Bearer\n +credentials_file: /\S+", text)
+
+
+def test_the_documentation_names_what_is_live(live):
+    text = (DEPLOY.parent / "docs" / "metrics.md").read_text()
+    histograms = {name.removesuffix("_bucket") for name in live if name.endswith("_bucket")}
+    documented = set(re.findall(r"(?:vllm|forerun):\w+", text))
+    assert documented - set(live) - histograms == set()
+    families = {re.sub(r"_(bucket|count|sum|created)$", "", name) if re.sub(r"_(bucket|count|sum)$", "", name) in histograms else name for name in live}
+    assert {name for name in families if not name.endswith("_created")} <= documented

@@ -41,6 +41,7 @@ class ServedRequest:
     body: str | None = None  # what was sent, cut short
     num_prompt_tokens: int = 0
     num_choices: int = 0
+    num_output_tokens: int = 0  # so far, those of continuations that have not ended too
     completions: list[CompletionOutput] = field(default_factory=list)  # those that ended
     finish_reasons: list[str] = field(default_factory=list)  # of each of them, as the client was told
 
@@ -48,10 +49,6 @@ class ServedRequest:
     def seconds(self) -> float:
         """From arrival to the end, or until now."""
         return (time.perf_counter() if self.finished is None else self.finished) - self.arrived
-
-    @property
-    def num_output_tokens(self) -> int:
-        return sum(len(completion.token_ids) for completion in self.completions)
 
 
 class Watcher(Protocol):

@@ -49,6 +49,7 @@ class Watch:
 
     def progressed(self, request: RequestInfo, choice: int, num_tokens: int) -> None:
         if (served := self._generating.get(request.request_id)) is not None:
+            served.num_output_tokens += num_tokens
             self.watchers.progressed(served, choice, num_tokens)
 
     def finished(self, request: RequestInfo, outcome: Outcome, num_prompt_tokens: int, output: CompletionOutput | None) -> None:
