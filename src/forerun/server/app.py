@@ -11,11 +11,12 @@ from forerun import __version__
 from forerun.async_llm import AsyncLLM
 from forerun.server import errors
 from forerun.server.auth import KeyMiddleware
-from forerun.server.limits import BodyLimitMiddleware, HostMiddleware, RequestIdMiddleware
-from forerun.server.routes import completions, metrics, models, page
+from forerun.server.limits import BodyLimitMiddleware, HostMiddleware
+from forerun.server.openapi import document
+from forerun.server.request_scope import RequestMiddleware
+from forerun.server.routes import chat, completions, metrics, models, page, responses, tokens
 from forerun.server.settings import ServerSettings
 from forerun.server.state import ServerState
-from forerun.server.watch import WatchMiddleware, watch_of
 
 DESCRIPTION = "An OpenAI-compatible API over a speculative-decoding engine. Fields that are not listed are refused by name."
 
@@ -29,7 +30,7 @@ def create_app(async_llm: AsyncLLM, settings: ServerSettings) -> FastAPI:
             async with async_llm:
                 yield
         finally:
-            await watch.close()
+            await state.watch.close()
 
     app = FastAPI(
         title="forerun",
@@ -41,14 +42,13 @@ def create_app(async_llm: AsyncLLM, settings: ServerSettings) -> FastAPI:
         redirect_slashes=False,  # a redirect would name whatever host the request named
     )
     state = app.state.forerun = ServerState(async_llm, settings)
-    watch = state.observer = watch_of(state.metrics, settings)
     errors.install(app)
-    for routes in (models, completions, metrics, page):
+    for routes in (models, completions, chat, responses, tokens, metrics, page):
         app.include_router(routes.router)
     # the last one added sees a request first
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(KeyMiddleware, keys=settings.keys)
     app.add_middleware(HostMiddleware, allowed=settings.allowed_hosts)
-    app.add_middleware(RequestIdMiddleware)
-    app.add_middleware(WatchMiddleware, watch=watch, with_text=settings.log_requests)
+    app.add_middleware(RequestMiddleware, watcher=state.watch.watchers)
+    document(app)
     return app

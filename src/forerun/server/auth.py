@@ -13,7 +13,7 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from forerun.server.errors import ApiError
+from forerun.server.errors import ApiError, answer
 from forerun.types import InvalidInputError
 
 OPEN_PATHS = frozenset({"/health"})
@@ -78,6 +78,8 @@ class KeyMiddleware:
             await _refuse(scope, receive, send)
             return
         scope["tenant"] = key
+        if key is not None and "served" in scope:
+            scope["served"].tenant = key.name
         await self.app(scope, receive, send)
 
     def _matching(self, given: str | None) -> ApiKey | None:
@@ -121,7 +123,7 @@ async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
         code="invalid_api_key",
         headers={"www-authenticate": f'{scheme} realm="forerun", charset="UTF-8"' if scheme == "Basic" else 'Bearer realm="forerun"'},
     )
-    await error.response()(scope, receive, send)
+    await answer(error, scope, receive, send)
 
 
 def tenant_salt(key: ApiKey | None, cache_salt: str | None) -> str | None:

@@ -11,6 +11,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import Receive, Scope, Send
 
 from forerun.types import ForerunError, InvalidInputError, OverloadedError, UnavailableError
 
@@ -35,6 +36,20 @@ class ApiError(HTTPException):
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body, self.status_code, self.headers)
+
+
+async def answer(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """The reply that an error is, for code that stands in front of the routes."""
+    note(error, scope)
+    await error.response()(scope, receive, send)
+
+
+def note(error: ApiError, scope: Any) -> ApiError:
+    """Puts an error into the request's record."""
+    served = scope.get("served")
+    if served is not None:
+        served.error_type, served.error_param = error.kind, error.param
+    return error
 
 
 def refused(param: str, message: str) -> ApiError:
@@ -107,21 +122,22 @@ def install(app: FastAPI) -> None:
     """Every error of a route in the envelope. What no route raised on purpose is the outermost middleware's."""
 
     async def api_error(request: Request, error: Exception) -> JSONResponse:
-        return as_api_error(error, request.scope.get("request_id", "")).response()
+        served = request.scope.get("served")
+        return note(as_api_error(error, served.request_id if served else ""), request.scope).response()
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, ApiError):
-            return error.response()
+            return note(error, request.scope).response()
         assert isinstance(error, StarletteHTTPException)
-        response = of_status(error.status_code, request.method, request.scope["path"]).response()
+        response = note(of_status(error.status_code, request.method, request.scope["path"]), request.scope).response()
         response.headers.update(error.headers or {})
         return response
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        if isinstance(error.body, bytes):
-            return ApiError(415, "send JSON, with content-type: application/json", code="unsupported_media_type").response()
-        return of_validation(error.errors(), error.body).response()
+        unread = isinstance(error.body, bytes)
+        told = ApiError(415, "send JSON, with content-type: application/json", code="unsupported_media_type") if unread else None
+        return note(told or of_validation(error.errors(), error.body), request.scope).response()
 
     app.add_exception_handler(ForerunError, api_error)
     app.add_exception_handler(StarletteHTTPException, http_error)

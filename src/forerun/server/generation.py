@@ -9,51 +9,52 @@ from typing import cast
 
 from forerun.async_llm import AsyncLLM
 from forerun.config import SamplingParams
-from forerun.server.observer import Outcome, RequestInfo, RequestObserver
-from forerun.types import CompletionOutput, InvalidInputError, OverloadedError, StreamedUpdate, UnavailableError
+from forerun.server.served_request import ServedRequest, Watcher
+from forerun.types import CompletionOutput, StreamedUpdate
 
 
 class Generation:
-    """Prompts as token ids, all with the same `params`. Choice `i * n + j` is continuation `j` of prompt `i`."""
+    """Prompts as token ids, all with the same `params`. Choice `i * n + j` is continuation `j` of prompt `i`.
+
+    Fills in the request's record, and says there what comes when.
+    """
 
     def __init__(
-        self, async_llm: AsyncLLM, prompts: Sequence[list[int]], params: SamplingParams, priority: int, observer: RequestObserver, info: RequestInfo
+        self, async_llm: AsyncLLM, prompts: Sequence[list[int]], params: SamplingParams, priority: int, served: ServedRequest, watcher: Watcher
     ) -> None:
         self.prompts = list(prompts)
         self.params = params
         self.num_choices = len(self.prompts) * params.n
         self.outputs: dict[int, CompletionOutput] = {}  # of choices that finished
-        self.outcome_of: dict[int, Outcome] = {}  # where a route knows better than the engine
+        self.finish_reasons: dict[int, str] = {}  # where a route calls an end otherwise than the engine
         self._async_llm = async_llm
         self._priority = priority
-        self._observer = observer
-        self._info = info
+        self._served = served
+        self._watcher = watcher
+        served.params, served.num_choices, served.num_prompt_tokens = params, self.num_choices, self.num_prompt_tokens
 
     @property
     def num_prompt_tokens(self) -> int:
         return sum(map(len, self.prompts))
 
+    def finish_reason(self, choice: int) -> str:
+        """Of a choice that finished, as clients are told."""
+        return self.finish_reasons.get(choice, self.outputs[choice].finish_reason)
+
     async def updates(self) -> AsyncGenerator[tuple[int, StreamedUpdate]]:
         """(choice, update), in the order in which the engine brings them. Raises like `AsyncLLM.stream`; the first error ends the rest."""
-        self._observer.submitted(self._info, [len(prompt) for prompt in self.prompts], self.params)
-        ended: Outcome = "cancelled"
         try:
             async with aclosing(self._one(0) if len(self.prompts) == 1 else self._several()) as updates:
                 async for choice, update in updates:
-                    if update.tokens:
-                        self._observer.progressed(self._info, choice, len(update.tokens))
                     if update.output is not None:
                         self.outputs[choice] = update.output
+                    if update.tokens:
+                        self._served.num_output_tokens += len(update.tokens)
+                        self._watcher.progressed(self._served, choice, len(update.tokens))
                     yield choice, update
-        except Exception as error:
-            ended = outcome_of(error)
-            raise
         finally:
-            for choice, output in self.outputs.items():
-                outcome = self.outcome_of.get(choice, "length" if output.finish_reason == "length" else "stop")
-                self._observer.finished(self._info, outcome, len(self.prompts[choice // self.params.n]), output)
-            if len(self.outputs) < self.num_choices:
-                self._observer.finished(self._info, ended, self.num_prompt_tokens, None)
+            self._served.completions = list(self.outputs.values())
+            self._served.finish_reasons = [self.finish_reason(choice) for choice in self.outputs]
 
     async def _one(self, place: int) -> AsyncGenerator[tuple[int, StreamedUpdate]]:
         stream = cast(AsyncGenerator[StreamedUpdate], self._async_llm.stream(self.prompts[place], self.params, priority=self._priority))
@@ -90,12 +91,3 @@ class Generation:
             for listener in listeners:
                 listener.cancel()
             await asyncio.gather(*listeners, return_exceptions=True)
-
-
-def outcome_of(error: Exception) -> Outcome:
-    """Of a request that an error ended."""
-    if isinstance(error, InvalidInputError):
-        return "refused"
-    if isinstance(error, OverloadedError):
-        return "overloaded"
-    return "unavailable" if isinstance(error, UnavailableError) else "error"

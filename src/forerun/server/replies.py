@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 from forerun import __version__
 from forerun.server.generation import Generation
+from forerun.server.schemas.base import SamplingFields
+from forerun.server.settings import ServerSettings
 from forerun.server.speculation import speculative_decoding
+from forerun.server.streaming import DONE, encoded, paced
 from forerun.server.token_texts import TokenTexts
-from forerun.types import CompletionOutput, StreamedToken, TokenLogprobs
+from forerun.types import CompletionOutput, StreamedToken, StreamedUpdate, TokenLogprobs
 
 FINGERPRINT = f"forerun-{__version__}"
 
@@ -21,14 +25,10 @@ FINGERPRINT = f"forerun-{__version__}"
 class Envelope:
     """What every chunk of one reply says."""
 
-    prefix: str
+    id: str
     object: str
     model: str
-    id: str = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
-
-    def __post_init__(self) -> None:
-        self.id = new_id(self.prefix)
 
     def around(self, choices: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
         return {
@@ -40,6 +40,48 @@ class Envelope:
             "choices": choices,
             **more,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What of a reply a request asked for, beside the texts."""
+
+    report: bool
+    tokens: bool
+    usage: bool
+    pad: bool
+
+    @classmethod
+    def by(cls, request: SamplingFields) -> Asked:
+        options, speculation = request.stream_options, request.speculation
+        return cls(
+            report=speculation is not None and speculation.report,
+            tokens=speculation is not None and speculation.tokens,
+            usage=options is not None and bool(options.include_usage),
+            pad=options is None or options.include_obfuscation is not False,
+        )
+
+
+async def chunks(
+    generation: Generation,
+    envelope: Envelope,
+    asked: Asked,
+    settings: ServerSettings,
+    choices_of: Callable[[int, StreamedUpdate], Iterable[dict[str, Any]]],
+) -> AsyncGenerator[bytes]:
+    """A whole stream: `choices_of` makes chunks of each update, none where there is nothing to say yet. Usage and report are in the last chunk."""
+    more: dict[str, Any] = {"usage": None} if asked.usage else {}
+    async with aclosing(paced(generation.updates(), settings)) as updates:
+        async for choice, update in updates:
+            is_last = len(generation.outputs) == generation.num_choices and update.output is not None
+            if is_last and asked.report and not asked.usage:
+                more["metrics"] = metrics(generation)
+            for made in choices_of(choice, update):
+                yield encoded(envelope.around([made], **more), pad=asked.pad)
+    if asked.usage:
+        report = {"metrics": metrics(generation)} if asked.report else {}
+        yield encoded(envelope.around([], usage=usage(generation), **report), pad=asked.pad)
+    yield DONE
 
 
 def new_id(prefix: str) -> str:

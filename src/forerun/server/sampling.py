@@ -31,17 +31,18 @@ def sampling_params(
         raise refused("stream_options", "give it only with stream")
     if request.logit_bias is not None:
         given["logit_bias"] = {int(token_id): bias for token_id, bias in request.logit_bias.items()}
-        _check_token_ids("logit_bias", list(given["logit_bias"]), vocab_size)
-    _check_token_ids("stop_token_ids", request.stop_token_ids or [], vocab_size)
+        check_token_ids("logit_bias", list(given["logit_bias"]), vocab_size)
+    check_token_ids("stop_token_ids", request.stop_token_ids or [], vocab_size)
     if request.structured_outputs is not None:
         if structured_outputs is not None:
             raise refused("structured_outputs", "the request asks for another language already: give one of both")
         structured_outputs = StructuredOutputsParams.from_dict(request.structured_outputs.given())
-    given |= _speculation(request.speculation, drafter_names)
+    given |= speculation_params(request.speculation, drafter_names)
     return SamplingParams(**given, max_tokens=max_tokens, logprobs=logprobs, structured_outputs=structured_outputs, cache_salt=cache_salt)
 
 
-def _speculation(asked: SpeculationRequest | None, drafter_names: list[str]) -> dict[str, Any]:
+def speculation_params(asked: SpeculationRequest | None, drafter_names: list[str]) -> dict[str, Any]:
+    """What `speculation` says, for SamplingParams. Raises ApiError naming the field."""
     if asked is None:
         return {}
     unknown = [name for name in asked.drafters or () if name not in drafter_names]
@@ -56,7 +57,8 @@ def _speculation(asked: SpeculationRequest | None, drafter_names: list[str]) -> 
     }
 
 
-def _check_token_ids(field: str, token_ids: list[int], vocab_size: int) -> None:
+def check_token_ids(field: str, token_ids: list[int], vocab_size: int) -> None:
+    """Raises ApiError naming the field."""
     outside = [token_id for token_id in token_ids if not 0 <= token_id < vocab_size]
     if outside:
         raise refused(field, f"{outside[0]} is no token id of the model: they end at {vocab_size - 1}")
@@ -68,6 +70,6 @@ def check_prompt(field: str, token_ids: list[int], vocab_size: int, max_model_le
         raise refused(field, "it has no tokens: give some text")
     if len(token_ids) >= max_model_len:
         raise refused(field, f"it has {len(token_ids)} tokens: shorten it to at most {max_model_len - 1}, the context less one")
-    _check_token_ids(field, token_ids, vocab_size)
+    check_token_ids(field, token_ids, vocab_size)
 
 

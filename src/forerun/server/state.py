@@ -13,27 +13,33 @@ from forerun.energy_counters import find_counters
 from forerun.server.auth import ApiKey, tenant_salt
 from forerun.server.errors import MISSING, ApiError
 from forerun.server.metrics import Metrics
-from forerun.server.observer import Kind, NoObserver, RequestInfo, RequestObserver
+from forerun.server.served_request import Watchers
 from forerun.server.settings import ServerSettings
 from forerun.server.token_texts import TokenTexts
+from forerun.server.watch import Watch
 
 
 @dataclass(slots=True)
 class ServerState:
-    """One of these is `app.state.forerun`. `observer` may be set to another before the first request."""
+    """One of these is `app.state.forerun`. `watch` hears of every request."""
 
     async_llm: AsyncLLM
     settings: ServerSettings
-    observer: RequestObserver = field(default_factory=NoObserver)
     started: int = field(default_factory=lambda: int(time.time()))
     token_texts: TokenTexts = field(init=False)
     metrics: Metrics = field(init=False)
+    watch: Watch = field(init=False)
 
     def __post_init__(self) -> None:
         llm = self.async_llm.llm
         self.token_texts = TokenTexts(llm.tokenizer)
         energy_counters, _ = find_counters(llm.engine.model_runner.model.device)
         self.metrics = Metrics(llm.engine.snapshot, self.settings.served_model_name, drafter_names=llm.drafter_names, energy_counters=energy_counters)
+        self.watch = Watch.of(self.metrics, self.settings)
+
+    @property
+    def watchers(self) -> Watchers:
+        return self.watch.watchers
 
     @property
     def vocab_size(self) -> int:
@@ -62,10 +68,3 @@ def tenant(request: Request) -> ApiKey | None:
 
 def salt_of(request: Request, cache_salt: str | None) -> str | None:
     return tenant_salt(tenant(request), cache_salt)
-
-
-def info_of(request: Request, state: ServerState, kind: Kind, streams: bool) -> RequestInfo:
-    key = tenant(request)
-    trace = request.headers.get("traceparent")
-    name = state.settings.served_model_name
-    return RequestInfo(request.scope.get("request_id", ""), kind, name, None if key is None else key.name, streams, trace)

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from forerun.server.errors import as_api_error
+from forerun.server.errors import as_api_error, note
+from forerun.server.request_scope import served_in
 from forerun.server.settings import ServerSettings
 from forerun.types import CompletionOutput, StreamedToken, StreamedUpdate
 
@@ -61,7 +62,7 @@ class EventStream(Response):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await unless_client_leaves(receive, self._write(send))
         except ClientLeft:
-            pass
+            served_in(scope).is_aborted = True
         finally:
             await self._events.aclose()
 
@@ -97,7 +98,7 @@ def encoded(event: dict[str, Any], name: str | None = None, *, pad: bool = False
     return head + b"data: " + text + b"\n\n"
 
 
-async def with_error_event(events: AsyncGenerator[bytes], request_id: str) -> AsyncGenerator[bytes]:
+async def with_error_event(events: AsyncGenerator[bytes], scope: Any) -> AsyncGenerator[bytes]:
     """An error behind the first event cannot be a status any more: it is an event, and the end."""
     begun = False
     async with aclosing(events):
@@ -108,7 +109,7 @@ async def with_error_event(events: AsyncGenerator[bytes], request_id: str) -> As
         except Exception as error:
             if not begun:
                 raise
-            yield encoded(as_api_error(error, request_id).body)
+            yield encoded(note(as_api_error(error, served_in(scope).request_id), scope).body)
             yield DONE
 
 

@@ -9,15 +9,13 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from forerun.server.errors import ApiError
-from forerun.server.generation import Generation, outcome_of
-from forerun.server.limits import StrictRequest
-from forerun.server.observer import RequestInfo
-from forerun.server.state import ServerState
+from forerun.server.generation import Generation
+from forerun.server.request_scope import CLIENT_LEFT, served_in
 from forerun.server.streaming import ClientLeft, event_stream, unless_client_leaves, with_error_event
+from forerun.server.strict_json import StrictRequest
 from forerun.types import StreamedToken
 
-CLIENT_LEFT = 499  # nobody reads it; logs do
+LOGGED_BYTES = 65_536  # of what was sent, where the operator asked for texts in the log
 
 
 class StrictRoute(APIRoute):
@@ -27,32 +25,25 @@ class StrictRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
-            return await handle(StrictRequest(request.scope, request.receive))
+            read = StrictRequest(request.scope, request.receive)
+            if request.app.state.forerun.settings.log_requests:
+                served_in(request.scope).body = (await read.body())[:LOGGED_BYTES].decode(errors="replace")
+            return await handle(read)
 
         return strict
 
 
 async def run(
     request: Request,
-    state: ServerState,
-    info: RequestInfo,
     prepared: Coroutine[Any, Any, Generation],
-    events: Callable[[Generation], AsyncGenerator[bytes]],
+    events: Callable[[Generation], AsyncGenerator[bytes]] | None,
     reply: Callable[[Generation], Coroutine[Any, Any, Response]],
 ) -> Response:
-    """Prepares, then streams `events` or answers with `reply`. The observer hears of every end."""
-    state.observer.arrived(info)
+    """Prepares, then streams `events`, or answers with `reply` where they are None."""
     try:
         generation = await unless_client_leaves(request.receive, prepared)
-    except ClientLeft:
-        state.observer.finished(info, "cancelled", 0, None)
-        return Response(status_code=CLIENT_LEFT)
-    except Exception as error:
-        state.observer.finished(info, "refused" if isinstance(error, ApiError) else outcome_of(error), 0, None)
-        raise
-    try:
-        if info.streams:
-            return await event_stream(request.receive, with_error_event(events(generation), info.request_id))
+        if events is not None:
+            return await event_stream(request.receive, with_error_event(events(generation), request.scope))
         return await unless_client_leaves(request.receive, reply(generation))
     except ClientLeft:
         return Response(status_code=CLIENT_LEFT)
