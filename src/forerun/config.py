@@ -237,18 +237,33 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """How an engine runs. `max_model_len` None is the model's own context."""
+    """How an engine runs. `max_model_len` None is the model's own context.
+
+    `kv_cache_memory` bounds the keys and values of all requests: bytes, or a share of the memory that is free at load; None is enough for
+    `max_num_seqs` texts of `max_model_len` twice over, within a third of it. `enable_prefix_caching` keeps those of past requests for others that begin alike;
+    None does so where the kernels are bitwise. A step prefills at most `max_num_batched_tokens` tokens.
+    """
 
     max_num_seqs: int = 16
     max_model_len: int | None = None
     num_draft_tokens: NumDraftTokens = "auto"
     max_num_draft_tokens: int = 16  # the most that "auto" drafts one after the other
+    kv_cache_memory: int | float | None = None
+    enable_prefix_caching: bool | None = None
+    max_num_batched_tokens: int = 2048
 
     def __post_init__(self) -> None:
-        for name, low in (("max_num_seqs", 1), ("max_num_draft_tokens", 1)):
+        for name, low in (("max_num_seqs", 1), ("max_num_draft_tokens", 1), ("max_num_batched_tokens", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise InvalidInputError(name, value, f"give a whole number of {low} or more")
         if self.max_model_len is not None and (not isinstance(self.max_model_len, int) or self.max_model_len < 2):
             raise InvalidInputError("max_model_len", self.max_model_len, "give a whole number of 2 or more, or None")
+        memory = self.kv_cache_memory
+        is_share = isinstance(memory, float) and 0.0 < memory < 1.0
+        is_bytes = isinstance(memory, int) and not isinstance(memory, bool) and memory > 0
+        if memory is not None and not is_share and not is_bytes:
+            raise InvalidInputError("kv_cache_memory", memory, "give a number of bytes, or a share of the free memory between 0.0 and 1.0")
+        if self.enable_prefix_caching not in (None, True, False):
+            raise InvalidInputError("enable_prefix_caching", self.enable_prefix_caching, "give True, False or None")
         check_num_draft_tokens(self.num_draft_tokens)

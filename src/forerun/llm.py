@@ -17,7 +17,8 @@ from forerun.drafters import DrafterContext, DrafterSpec, create
 from forerun.engine.llm_engine import LLMEngine
 from forerun.engine.request import Request
 from forerun.engine.saved_request import SavedRequest
-from forerun.kv_cache.contiguous import ContiguousCache
+from forerun.kv_cache.paged import PagedCache
+from forerun.models.cache_memory import num_cache_blocks
 from forerun.models.causal_model import CausalModel
 from forerun.models.exactness import Exactness, establish
 from forerun.models.linear import pack_where_faster
@@ -40,6 +41,8 @@ class LLM:
     decoding; "auto" takes the drafter recommended for the target, else prompt lookup.
     `dtype`: "bfloat16", "float32", ... ; None is the checkpoint's own, or float32 where the processor would have to emulate that. `device`: "cpu", "cuda", ...
 
+    The other settings are those of `EngineConfig`.
+
     Raises ModelLoadError or InvalidInputError saying what does not fit and what to do.
     """
 
@@ -54,8 +57,18 @@ class LLM:
         max_num_seqs: int = 16,
         max_model_len: int | None = None,
         num_draft_tokens: NumDraftTokens = "auto",
+        kv_cache_memory: int | float | None = None,
+        enable_prefix_caching: bool | None = None,
+        max_num_batched_tokens: int = 2048,
     ) -> None:
-        config = EngineConfig(max_num_seqs, max_model_len, num_draft_tokens)
+        config = EngineConfig(
+            max_num_seqs,
+            max_model_len,
+            num_draft_tokens,
+            kv_cache_memory=kv_cache_memory,
+            enable_prefix_caching=enable_prefix_caching,
+            max_num_batched_tokens=max_num_batched_tokens,
+        )
         model = self._load_target(target, resolve_dtype(dtype), device)
         self.tokenizer = self._load_tokenizer(target, model, tokenizer)
         self.max_model_len = _context(model, max_model_len)
@@ -65,7 +78,8 @@ class LLM:
         self.exactness: Exactness = establish(causal, self.max_model_len)
         noise = GumbelNoise(causal.vocab_size, causal.device)
         eos = _eos_token_ids(model, self.tokenizer)
-        kv_cache = ContiguousCache()
+        remembers = self.exactness.kind == "bitwise" if enable_prefix_caching is None else enable_prefix_caching
+        kv_cache = PagedCache(num_cache_blocks(causal, config, self.max_model_len), remembers=remembers, device=causal.device)
         context = DrafterContext(causal.vocab_size, self.max_model_len, eos, noise, causal.device, model.dtype, self.tokenizer, causal, kv_cache)
         drafters = [create(spec, context) for spec in drafter_specs(drafter, target)]
         self.drafter_names = [made.name for made in drafters]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -77,3 +78,28 @@ def has_matrix_kernels(dtype: torch.dtype) -> bool:
     except (RuntimeError, AttributeError):  # says which instructions are missing; or a build without oneDNN
         return False
     return True
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be taken: of the accelerator, else of the machine or the container that this process is in."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(_free_in_machine(), _free_in_container())
+
+
+def _free_in_machine() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _free_in_container() -> int:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        return max(0, int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text()))
+    except (OSError, ValueError):  # no container, or one without a bound
+        return sys.maxsize

@@ -175,7 +175,7 @@ class Verified:
     """What one request keeps of one step: `path` are the accepted tree nodes, `token_ids` those tokens and the target's own.
 
     With an `error` they are the tokens before it: the request ends with the error, unless one of them ends it first.
-    `tree` is the draft, `logits` `[1 + len(tree), vocab_size]` the target's rows before any processing: behind the last known token, then
+    Not `is_finite`: some row, accepted or not, holds NaN or infinity. `tree` is the draft, `logits` `[1 + len(tree), vocab_size]` the target's rows before any processing: behind the last known token, then
     behind each node. They live until the next step.
     """
 
@@ -183,6 +183,7 @@ class Verified:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
     error: RequestFailedError | None = None
+    is_finite: bool = True
     tree: TokenTree = field(default_factory=TokenTree, compare=False)
     logits: torch.Tensor | None = field(default=None, compare=False)
 

@@ -33,6 +33,8 @@ class DraftRequest(Protocol):
     @property
     def token_ids(self) -> list[int]: ...
     @property
+    def draft_room(self) -> int: ...  # rows of the target's cache that a draft may take
+    @property
     def path_state(self) -> PathState | None: ...  # the target's own: advance a `fork()` of it alone
 
 

@@ -84,7 +84,7 @@ class SelfSpeculation:
                 if all(finite[rows]):
                     draft.grow(found[rows])
                 else:  # nothing that is not finite may stay in the cache: masks hide a row's value, not a NaN
-                    self._wipe(segment)
+                    segment.kv.wipe(segment.kv.num_tokens)
                     draft.grow([[] for _ in draft.frontier])
             active = [draft for draft in active if not draft.is_done]
         return [draft.tree() for draft in drafts]
@@ -94,10 +94,10 @@ class SelfSpeculation:
         nothing = DraftBudget(0)
         if self._model is None or not budget or request.request_id not in self._kv_cache:
             return nothing
-        num_known = self._kv_cache.sequence(request.request_id).num_tokens
-        if num_known == 0 or num_known != len(request.token_ids) - 1:
+        kv = self._kv_cache.sequence(request.request_id)
+        if kv.num_tokens == 0 or kv.num_tokens != len(request.token_ids) - 1:
             return nothing
-        room = len(request.prompt_token_ids) + request.params.max_tokens - num_known
+        room = kv.capacity - kv.num_tokens
         depth = min(budget.depth, room)
         return replace(budget, depth=depth, width=budget.width if 1 + (depth - 1) * budget.width <= room else 1)
 
@@ -113,15 +113,6 @@ class SelfSpeculation:
         if draft.budget.width == 1:
             return Segment(kv, tokens, first + draft.depth)
         return draft.branch_rows(kv, tokens, first + 1)
-
-    def _wipe(self, segment: Segment) -> None:
-        """Zeroes what was drafted up to the rows of this pass."""
-        kv = segment.kv
-        start, end = kv.num_tokens, segment.start + len(segment.token_ids)
-        nothing = torch.empty(1, 0, 1, dtype=self._context.dtype, device=self._context.device)
-        for layer in self.layers:
-            keys, values = kv.write(layer, start, nothing, nothing)
-            kv.write(layer, start, torch.zeros_like(keys[:, start:end]), torch.zeros_like(values[:, start:end]))
 
     def draft_seconds(self, num_requests: int, budget: DraftBudget) -> float:
         """Of one call."""

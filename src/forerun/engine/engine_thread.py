@@ -16,6 +16,8 @@ from forerun.types import UnavailableError
 
 logger = logging.getLogger(__name__)
 
+MAX_FAILURES = 3
+
 
 class EngineThread:
     """Steps an engine while it has requests, and sleeps while it has none. `deliver` is called in this thread with what each step brought."""
@@ -26,6 +28,7 @@ class EngineThread:
         self._asked: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
         self._stopping = False
         self._step_began: float | None = None
+        self._num_failures = 0  # one after the other
         self._thread = threading.Thread(target=self._run, name="forerun-engine", daemon=True)
 
     def start(self) -> None:
@@ -63,21 +66,29 @@ class EngineThread:
             self._do_what_was_asked()
             if self._stopping or not self.engine.has_unfinished_requests:
                 continue
-            self._step_began = time.perf_counter()
-            try:
-                updates = self.engine.step()
-            except Exception:
-                logger.exception("a step failed as a whole; its requests end")
-                updates = self.engine.fail_all("the engine failed in a step")
-            finally:
-                self._step_began = None
-            self._deliver(updates)
+            self._deliver(self._step())
         self._deliver(self.engine.fail_all("the engine was stopped"))
         while True:  # nobody waits for ever
             try:
                 self._asked.get_nowait()[1].set_exception(UnavailableError("the engine has stopped: start the server again"))
             except Empty:
                 return
+
+    def _step(self) -> Sequence[RequestUpdate]:
+        """A step that breaks as a whole, with nobody to blame, is tried again a few times before its requests end."""
+        self._step_began = time.perf_counter()
+        try:
+            updates = self.engine.step()
+        except Exception:
+            self._num_failures += 1
+            logger.exception("a step failed as a whole, %d of %d times", self._num_failures, MAX_FAILURES)
+            if self._num_failures < MAX_FAILURES:
+                return []
+            updates = self.engine.fail_all("the engine failed in a step")
+        finally:
+            self._step_began = None
+        self._num_failures = 0
+        return updates
 
     def _do_what_was_asked(self) -> None:
         """Everything that is queued; waits for something where the engine is idle."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count, pairwise
@@ -30,6 +32,8 @@ from forerun.speculator.explanation import Explanation, explain
 from forerun.speculator.speculator import Speculator
 from forerun.types import EngineSnapshot, InvalidInputError, RequestFailedError, SpeculationStats, TokenTree, Verified
 
+logger = logging.getLogger(__name__)
+
 
 class LLMEngine:
     """Continuous batching with speculation in every step. Not thread-safe: one thread drives it."""
@@ -51,12 +55,13 @@ class LLMEngine:
         self.max_model_len = max_model_len
         self.vocab_size = model.vocab_size
         self.kv_cache = kv_cache
-        self.scheduler = Scheduler(config.max_num_seqs)
+        self.scheduler = Scheduler(kv_cache, config.max_num_seqs, config.max_num_batched_tokens)
         self.speculator = Speculator(drafters, config, model.vocab_size, passes)
         self.model_runner = ModelRunner(model, self.kv_cache)
         self.verifier = Verifier(noise)
         self._grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab_size, eos_token_ids)
         self.finished_stats = SpeculationStats()  # of all requests that ended
+        self._totals = EngineSnapshot()  # of all steps
         self._request_ids = count()
 
     def add_request(self, prompt_token_ids: list[int], params: SamplingParams, *, priority: int = 0) -> list[int]:
@@ -118,6 +123,10 @@ class LLMEngine:
         room = self.max_model_len - len(prompt_token_ids)
         if room < 1:
             raise InvalidInputError("prompt", f"{len(prompt_token_ids)} tokens", f"shorten it to at most {self.max_model_len - 1}, the context less one")
+        most = self.kv_cache.max_tokens
+        if most is not None and len(prompt_token_ids) + params.max_tokens > most:
+            remedy = f"the cache has room for {most} tokens, the prompt has {len(prompt_token_ids)}: ask for less, or raise kv_cache_memory"
+            raise InvalidInputError("max_tokens", params.max_tokens, remedy)
         if params.max_tokens > room:
             raise InvalidInputError("max_tokens", params.max_tokens, f"ask for at most {room}: the context is {self.max_model_len}, the prompt has {len(prompt_token_ids)}")
         if params.stop and self.tokenizer is None:
@@ -156,69 +165,131 @@ class LLMEngine:
         return len(self.scheduler.waiting)
 
     def snapshot(self) -> EngineSnapshot:
-        """How full the engine is. Any thread may ask."""
-        return EngineSnapshot(num_running=len(self.scheduler.running), num_waiting=len(self.scheduler.waiting))
+        """How full the engine is, and what its steps brought so far. Any thread may ask."""
+        return replace(
+            self._totals,
+            num_running=len(self.scheduler.running),
+            num_waiting=len(self.scheduler.waiting),
+            kv_cache_usage=self.kv_cache.usage,
+            num_preemptions=self.scheduler.num_preemptions,
+            prefix_cache_queries=self.kv_cache.num_queries,
+            prefix_cache_hits=self.kv_cache.num_hits,
+        )
 
     @torch.inference_mode()
     def step(self) -> list[RequestUpdate]:
         """One pass of the target over all running requests. An empty draft is plain decoding: the same path."""
+        return self._run(self.scheduler.schedule())
+
+    def _run(self, batch: Batch) -> list[RequestUpdate]:
+        """Nothing advances before the verdict, so what breaks on the way there is tried again, each request by itself, and who is to blame ends alone."""
         clock = [time.perf_counter()]
-        batch = self.scheduler.schedule()
+        try:
+            self.model_runner.prefill(batch)
+            clock.append(time.perf_counter())
+            if not batch.requests:
+                self._account_prefill(batch, clock[1] - clock[0])
+                return []
+            trees = self._propose(batch.requests)
+            clock.append(time.perf_counter())
+            logits = self.model_runner.forward(batch, trees)
+            clock.append(time.perf_counter())
+            verified = self.verifier.verify(batch, trees, logits)
+        except Exception as error:
+            return self._blame(batch, error)
+        verified = [self._keep(request, kept) for request, kept in zip(batch.requests, verified, strict=True)]
+        self._observe(batch.requests, verified)
+        updates = [self._commit(request, kept) for request, kept in zip(batch.requests, verified, strict=True)]
         clock.append(time.perf_counter())
-        self.model_runner.prefill(batch)
-        clock.append(time.perf_counter())
-        trees = self.speculator.propose(batch.requests)
-        clock.append(time.perf_counter())
-        logits = self.model_runner.forward(batch, trees)
-        clock.append(time.perf_counter())
-        verified = self.verifier.verify(batch, trees, logits)
-        self._keep(batch, verified)
-        self.speculator.observe(batch.requests, verified)
-        updates = self.scheduler.commit(batch, verified)
-        clock.append(time.perf_counter())
-        self._account(updates, trees, clock)
-        self._release([request for request in batch.requests if request.finish_reason is not None])
+        self._account(batch, updates, trees, clock)
+        self._release([update.request for update in updates if update.is_last])
         return updates
 
-    def _keep(self, batch: Batch, verified: Sequence[Verified]) -> None:
-        for request, kept in zip(batch.requests, verified, strict=True):
-            if kept.error is None:
-                self.kv_cache.sequence(request.request_id).keep(kept.path)
+    def _blame(self, batch: Batch, error: Exception) -> list[RequestUpdate]:
+        alone = batch.alone()
+        if len(alone) > 1:
+            logger.warning("a step of %d requests failed (%s: %s); each is tried by itself", len(alone), type(error).__name__, error)
+            return [update for each in alone for update in self._run(each)]
+        updates = [self._commit(request, _failed(request, error)) for request in batch.members]
+        self._release([update.request for update in updates])
+        return updates
+
+    def _propose(self, requests: Sequence[Request]) -> list[TokenTree]:
+        try:
+            return self.speculator.propose(requests)
+        except Exception:
+            logger.exception("no drafts in this step: the speculator failed")
+            return [TokenTree()] * len(requests)
+
+    def _keep(self, request: Request, kept: Verified) -> Verified:
+        """The rows of the accepted path become known, and whoever begins alike may have them."""
+        if kept.error is not None:
+            return kept
+        try:
+            kv = self.kv_cache.sequence(request.request_id)
+            kv.keep(kept.path)
+            if not kept.is_finite:  # rows of refused guesses
+                kv.wipe(kv.num_tokens)
+            self.kv_cache.remember(request.request_id, [*request.token_ids, *kept.token_ids])
+        except Exception as error:
+            return replace(kept, error=_failed(request, error).error, token_ids=(), path=(), logprobs=())
+        return kept
+
+    def _observe(self, requests: Sequence[Request], verified: Sequence[Verified]) -> None:
+        try:
+            self.speculator.observe(requests, verified)
+        except Exception:
+            logger.exception("nothing learnt from this step: the speculator failed")
+
+    def _commit(self, request: Request, kept: Verified) -> RequestUpdate:
+        try:
+            return self.scheduler.commit(request, kept)
+        except Exception as error:
+            self.scheduler.remove(request.request_id)
+            request.error, request.finish_reason = _failed(request, error).error, "error"
+            return RequestUpdate(request, [], True)
 
     def _release(self, requests: Sequence[Request]) -> None:
         self.speculator.free([request.request_id for request in requests])
         for request in requests:
             self.finished_stats.add(request.stats)
-            heir = self._heir(request)
-            if heir is not None:
-                self.kv_cache.hand_over(request.request_id, heir.request_id, len(request.prompt_token_ids) - 1)
-            else:
-                self.kv_cache.free(request.request_id)
+            self.kv_cache.free(request.request_id, spoilt=request.error is not None)
 
-    def _heir(self, request: Request) -> Request | None:
-        """A waiting continuation of the same prompt, which need not prefill it again."""
-        num_shared = len(request.prompt_token_ids) - 1
-        if request.error is not None or request.request_id not in self.kv_cache or self.kv_cache.sequence(request.request_id).num_tokens < num_shared:
-            return None
-        siblings = (other for other in self.scheduler.waiting if other.prompt_id == request.prompt_id)
-        return next((other for other in siblings if other.request_id not in self.kv_cache), None)
-
-    def _account(self, updates: Sequence[RequestUpdate], trees: Sequence[TokenTree], clock: Sequence[float]) -> None:
-        """Shares the step's times out by rows."""
-        scheduled, prefilled, drafted, passed, ended = (after - before for before, after in pairwise(clock))
-        expected = self.speculator.step_took(sum(len(update.tokens) for update in updates), passed, scheduled + ended)
+    def _account(self, batch: Batch, updates: Sequence[RequestUpdate], trees: Sequence[TokenTree], clock: Sequence[float]) -> None:
+        """Shares the step's times out: those of prompts by their tokens, all others by rows."""
+        prefilled, drafted, passed, ended = (after - before for before, after in pairwise(clock))
+        self._account_prefill(batch, prefilled)
+        expected = self.speculator.step_took(sum(len(update.tokens) for update in updates), passed, ended)
         num_rows = len(trees) + sum(map(len, trees))
         for update, tree, decision in zip(updates, trees, expected.decisions, strict=True):
             share, stats = (1 + len(tree)) / num_rows, update.request.stats
             stats.num_draft_tokens += len(tree)
             stats.draft_seconds += drafted * share
             stats.verify_seconds += passed * share
-            stats.other_seconds += (scheduled + ended) * share
-            stats.prefill_seconds += prefilled * share
+            stats.other_seconds += ended * share
             stats.predicted_seconds += expected.predicted_seconds * share
             stats.plain_seconds += expected.plain_seconds * share
             stats.decisions[decision] += 1
             stats.drafted_by.update(tree.sources)
+        so_far = self._totals
+        self._totals = replace(
+            so_far,
+            num_steps=so_far.num_steps + 1,
+            num_rows=so_far.num_rows + num_rows,
+            num_output_tokens=so_far.num_output_tokens + sum(len(update.tokens) for update in updates),
+            num_draft_tokens=so_far.num_draft_tokens + num_rows - len(trees),
+            num_accepted_tokens=so_far.num_accepted_tokens + sum(token.accepted for update in updates for token in update.tokens),
+            step_seconds=so_far.step_seconds + drafted + passed + ended,
+            draft_seconds=so_far.draft_seconds + drafted,
+            plain_seconds=so_far.plain_seconds + expected.plain_seconds,
+            decisions=dict(Counter(so_far.decisions) + Counter(expected.decisions)),
+        )
+
+    @staticmethod
+    def _account_prefill(batch: Batch, seconds: float) -> None:
+        num_tokens = sum(chunk.end - chunk.start for chunk in batch.prefills)
+        for chunk in batch.prefills:
+            chunk.request.stats.prefill_seconds += seconds * (chunk.end - chunk.start) / num_tokens
 
     def fail_all(self, why: str) -> list[RequestUpdate]:
         """Ends every request with an error: the last resort, where none of them is to blame."""
@@ -226,6 +297,7 @@ class LLMEngine:
         for request in requests:
             self.scheduler.remove(request.request_id)
             request.error, request.finish_reason = RequestFailedError(f"{why}: send the request again"), "error"
+            request.times.finished = time.perf_counter()
         self._release(requests)
         return [RequestUpdate(request, [], True) for request in requests]
 
@@ -236,3 +308,9 @@ class LLMEngine:
         """Ends requests at once; their memory is free again."""
         removed = (self.scheduler.remove(request_id) for request_id in request_ids)
         self._release([request for request in removed if request is not None])
+
+
+def _failed(request: Request, error: Exception) -> Verified:
+    """The log has the whole error; the request's owner learns what kind it was."""
+    logger.error("request %d failed", request.request_id, exc_info=error)
+    return Verified((), (), error=RequestFailedError(f"the engine failed on this request ({type(error).__name__}): send it again, or report it with the server's log"))

@@ -23,12 +23,16 @@ class ModelRunner:
         self._kv_cache = kv_cache
 
     def prefill(self, batch: Batch) -> None:
-        """Fills the caches of the requests that joined with all known tokens but the last."""
-        joined = {request.request_id for request in batch.joined}
-        prefilled = {request.prompt_id: request for request in batch.requests if request.request_id not in joined}
-        for request in batch.joined:
-            self._prefill(request, prefilled.get(request.prompt_id))
-            prefilled[request.prompt_id] = request
+        """Fills the caches; each cut is a pass of its own, so a step that is tried again goes on where it broke off."""
+        for chunk in batch.prefills:
+            request, kv = chunk.request, self._kv_cache.sequence(chunk.request.request_id)
+            start = max(chunk.start, kv.num_tokens)
+            segment = Segment(kv, request.token_ids[start : chunk.end], start)
+            if request.params.prompt_logprobs is None:
+                self.model.prefill(segment)
+            else:
+                self._prefill_with_logprobs(request, segment, request.params.prompt_logprobs)
+            kv.advance(chunk.end - start)
 
     def forward(self, batch: Batch, trees: Sequence[TokenTree]) -> torch.Tensor:
         """Logits `[sum(1 + len(tree)), vocab_size]`: row 0 of a request follows its last token, row 1 + i its tree's node i.
@@ -39,28 +43,12 @@ class ModelRunner:
         synchronise(self.model.device)  # verification reads the rows at once; the clock of the pass ends here
         return logits
 
-    def _prefill(self, request: Request, sibling: Request | None) -> None:
-        """The tokens of the prompt come from a sibling, if there is or was one."""
-        num_tokens = len(request.prompt_token_ids) + request.params.max_tokens
-        known = request.token_ids[:-1]
-        if request.request_id in self._kv_cache:
-            kv = self._kv_cache.sequence(request.request_id)
-        elif sibling is not None:
-            kv = self._kv_cache.fork(sibling.request_id, request.request_id, num_tokens, len(request.prompt_token_ids) - 1)
-        else:
-            kv = self._kv_cache.allocate(request.request_id, num_tokens)
-        missing = known[kv.num_tokens :]
-        if request.params.prompt_logprobs is not None:
-            self._prefill_with_logprobs(request, Segment(kv, missing, 0), request.params.prompt_logprobs)
-        elif missing:
-            self.model.prefill(Segment(kv, missing, kv.num_tokens))
-        kv.advance(len(missing))
-
     def _prefill_with_logprobs(self, request: Request, segment: Segment, num_top: int) -> None:
-        """Row `i` of a prompt's logits speaks of its token `i + 1`; of the first token nothing does."""
+        """Row `i` of a prompt's logits speaks of its token `i + 1`."""
         rows = (row for logits in self.model.prefill_logits(segment) for row in logits)
-        following = request.prompt_token_ids[1:]
-        request.prompt_logprobs = [None, *(token_logprobs(row, token_id, num_top) for row, token_id in zip(rows, following, strict=True))]
+        following = request.prompt_token_ids[segment.start + 1 :]
+        found = [token_logprobs(row, token_id, num_top) for row, token_id in zip(rows, following, strict=False)]
+        request.prompt_logprobs = [*request.prompt_logprobs[: segment.start + 1], *found]
 
     def _rows(self, request: Request, tree: TokenTree) -> Segment:
         kv = self._kv_cache.sequence(request.request_id)

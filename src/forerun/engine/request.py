@@ -10,7 +10,7 @@ from forerun.sampling.path_state import PathState
 from forerun.types import CompletionOutput, FinishReason, RequestFailedError, RequestTimes, SpeculationStats, StreamedToken, TokenLogprobs
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Request:
     """One continuation of one prompt, from arrival to finish."""
 
@@ -35,9 +35,21 @@ class Request:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: RequestFailedError | None = None
+    draft_room: int = 0  # rows of the cache behind the last known token's
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_token_ids)
+        if self.params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None]  # nothing speaks of the first token
+
+    @property
+    def tenant(self) -> str | None:
+        return self.params.cache_salt
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        """All known tokens but the last, whose row belongs to the next pass."""
+        return len(self.token_ids) - 1
 
     def append(self, token_id: int) -> None:
         self.token_ids.append(token_id)
@@ -59,11 +71,32 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefillChunk:
+    """The request's tokens at positions `[start, end)`, whose keys and values are to be computed in this step."""
+
+    request: Request
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """Who runs in one step. Every request gets one pass over its last known token and its draft; `joined` are new ones."""
+    """One step: prompts are prefilled chunk by chunk, then each of `requests` gets a pass over its last known token and its draft."""
 
     requests: list[Request]
-    joined: list[Request]
+    prefills: list[PrefillChunk]
+
+    def alone(self) -> list[Batch]:
+        """The same step, each request by itself."""
+        members = {id(request): request for request in (*(chunk.request for chunk in self.prefills), *self.requests)}
+        return [
+            Batch([each for each in self.requests if each is request], [chunk for chunk in self.prefills if chunk.request is request])
+            for request in members.values()
+        ]
+
+    @property
+    def members(self) -> list[Request]:
+        return [*self.requests, *(chunk.request for chunk in self.prefills if chunk.request not in self.requests)]
 
 
 @dataclass(frozen=True, slots=True)

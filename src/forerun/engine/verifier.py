@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,6 +15,8 @@ from forerun.sampling.processors import process
 from forerun.sampling.sampler import draw, token_logprobs, walk
 from forerun.sampling.traversal import traverse
 from forerun.types import RequestFailedError, TokenLogprobs, TokenTree, Verified
+
+logger = logging.getLogger(__name__)
 
 
 class Verifier:
@@ -36,9 +39,17 @@ class Verifier:
             high = low + 1 + len(tree)
             # NaN anywhere in a row makes its maximum NaN
             argmax = [i if abs(value) < float("inf") else None for i, value in zip(best_ids[low:high], best_values[low:high], strict=True)]
-            verified.append(self._verify_one(request, tree, logits[low:high], argmax))
+            verified.append(self._contained(request, tree, logits[low:high], argmax))
             low = high
         return verified
+
+    def _contained(self, request: Request, tree: TokenTree, rows: torch.Tensor, best_ids: list[int | None]) -> Verified:
+        """What breaks here ends this request alone: others may have drawn already."""
+        try:
+            return self._verify_one(request, tree, rows, best_ids)
+        except Exception as error:
+            logger.exception("request %d failed in verification", request.request_id)
+            return Verified((), (), error=RequestFailedError(f"verification failed ({type(error).__name__}): send the request again, or report it with the server's log"))
 
     def _verify_one(self, request: Request, tree: TokenTree, rows: torch.Tensor, best_ids: list[int | None]) -> Verified:
         """`best_ids`: each row's argmax, None where it is not finite: that ends the request once the text comes there."""
@@ -51,7 +62,7 @@ class Verifier:
         if params.logprobs is not None:
             visited = zip((-1, *kept.path), kept.token_ids, strict=False)
             logprobs = tuple(token_logprobs(rows[1 + node], token_id, params.logprobs) for node, token_id in visited)
-        return replace(kept, logprobs=logprobs, tree=tree, logits=rows)
+        return replace(kept, logprobs=logprobs, is_finite=None not in best_ids, tree=tree, logits=rows)
 
     def _match(self, request: Request, tree: TokenTree, rows: torch.Tensor, best_ids: list[int | None]) -> Verified:
         params, state = request.params, request.path_state

@@ -7,22 +7,26 @@ from collections.abc import Sequence
 import torch
 
 from forerun.kv_cache.protocol import PAGE_SIZE
+from forerun.kv_cache.sequence import StoredSequence
 
 
-class ContiguousSequence:
+class ContiguousSequence(StoredSequence):
     """Keys and values of one request. Memory of a layer is taken, zeroed, at its first write: no shape is read from a config."""
 
     def __init__(self, capacity: int) -> None:
-        self.num_tokens = 0
+        super().__init__()
         self.capacity = -(-capacity // PAGE_SIZE) * PAGE_SIZE
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._held: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # rows of a tree, until `keep`
 
     def write(
         self, layer: int, start: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        held = self._layers.get(layer)
         self._held.pop(layer, None)  # of a pass that never came to its `keep`
+        self.store(layer, start, keys, values)
+        return self._layers[layer]
+
+    def store(self, layer: int, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        held = self._layers.get(layer)
         if held is None:
             held = (self._zeros_like(keys), self._zeros_like(values))
             self._layers[layer] = held
@@ -30,7 +34,6 @@ class ContiguousSequence:
         assert end <= self.capacity, f"row {end} of a cache of {self.capacity}"
         held[0][:, start:end] = keys
         held[1][:, start:end] = values
-        return held
 
     def _zeros_like(self, rows: torch.Tensor) -> torch.Tensor:
         return rows.new_zeros(rows.shape[0], self.capacity, rows.shape[2])
@@ -38,9 +41,6 @@ class ContiguousSequence:
     def layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values `[num_kv_heads, capacity, head_dim]` of the layers written so far."""
         return list(self._layers.values())
-
-    def hold(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        self._held[layer] = (keys, values)
 
     def copy(self) -> ContiguousSequence:
         """The same rows in memory of their own."""
@@ -54,32 +54,44 @@ class ContiguousSequence:
             other.write(layer, 0, *(rows[:, :num_rows] for rows in held))
         return other
 
-    def advance(self, num_tokens: int) -> None:
-        self.num_tokens += num_tokens
-
-    def keep(self, path: Sequence[int]) -> None:
-        first = self.num_tokens + 1  # a chain's node 0 was written here
-        held, self._held = self._held, {}
-        assert held or list(path) == list(range(len(path))), f"path {path} of a chain"
-        if path:
-            for layer, rows in held.items():
-                self.write(layer, first, *(each[:, [1 + node for node in path]] for each in rows))
-        self.num_tokens = first + len(path)
+    def wipe(self, start: int) -> None:
+        for rows in self._layers.values():
+            for each in rows:
+                each[:, start:] = 0
 
     def crop(self, num_tokens: int) -> None:
+        """Forgets all but the first `num_tokens`."""
         assert num_tokens <= self.num_tokens, f"cannot crop {self.num_tokens} tokens to {num_tokens}"
         self.num_tokens = num_tokens
 
 
 class ContiguousCache:
-    """Sequences by request id."""
+    """Sequences by request id, each in memory of its own, for as many tokens as it may ever have. Nothing is shared, nothing is remembered."""
 
     def __init__(self) -> None:
         self._sequences: dict[int, ContiguousSequence] = {}
 
-    def allocate(self, request_id: int, num_tokens: int) -> ContiguousSequence:
+    @property
+    def max_tokens(self) -> None:
+        return None
+
+    @property
+    def usage(self) -> float:
+        return 0.0
+
+    @property
+    def num_queries(self) -> int:
+        return 0
+
+    @property
+    def num_hits(self) -> int:
+        return 0
+
+    def allocate(
+        self, request_id: int, num_tokens: int, num_rows: int = 1, token_ids: Sequence[int] = (), salt: str | None = None
+    ) -> ContiguousSequence:
         assert request_id not in self._sequences, f"request {request_id} already has a cache"
-        sequence = self._sequences[request_id] = ContiguousSequence(num_tokens)
+        sequence = self._sequences[request_id] = ContiguousSequence(max(num_tokens, num_rows))
         return sequence
 
     def fork(self, source_id: int, request_id: int, num_tokens: int, num_shared: int) -> ContiguousSequence:
@@ -87,10 +99,11 @@ class ContiguousCache:
         sequence = self._sequences[request_id] = self._sequences[source_id].fork(num_shared, num_tokens, num_shared)
         return sequence
 
-    def hand_over(self, request_id: int, heir_id: int, num_shared: int) -> None:
-        assert heir_id not in self._sequences, f"request {heir_id} already has a cache"
-        sequence = self._sequences[heir_id] = self._sequences.pop(request_id)
-        sequence.crop(num_shared)
+    def grow(self, request_id: int, num_rows: int) -> bool:
+        return num_rows <= self._sequences[request_id].capacity
+
+    def remember(self, request_id: int, token_ids: Sequence[int]) -> None:
+        pass
 
     def __contains__(self, request_id: int) -> bool:
         return request_id in self._sequences
@@ -98,7 +111,7 @@ class ContiguousCache:
     def sequence(self, request_id: int) -> ContiguousSequence:
         return self._sequences[request_id]
 
-    def free(self, request_id: int) -> None:
+    def free(self, request_id: int, spoilt: bool = False) -> None:
         self._sequences.pop(request_id, None)
 
     def __len__(self) -> int:

@@ -15,6 +15,11 @@ class SequenceKV(Protocol):
 
     num_tokens: int
 
+    @property
+    def capacity(self) -> int:
+        """Rows that can be written."""
+        ...
+
     def write(
         self,
         layer: int,
@@ -23,7 +28,9 @@ class SequenceKV(Protocol):
         keys: torch.Tensor,
         values: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores rows at positions `start...` of one layer; returns all its keys and values `[num_kv_heads, capacity, head_dim]`."""
+        """Stores rows at positions `start...` of one layer; returns all its keys and values `[num_kv_heads, num_keys, head_dim]`, to the end
+        of the page that the last of the rows is in or further.
+        """
         ...
 
     def hold(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -41,24 +48,58 @@ class SequenceKV(Protocol):
         """After a pass over the last known token and a draft: keeps that token's row and the rows of the accepted nodes."""
         ...
 
-    def crop(self, num_tokens: int) -> None:
-        """Forgets all but the first `num_tokens`."""
+    def wipe(self, start: int) -> None:
+        """Zeroes the rows from `start` on: masks hide a row's value, not a NaN."""
         ...
 
 
 class KVCache(Protocol):
-    def allocate(self, request_id: int, num_tokens: int) -> SequenceKV: ...
+    """Sequences by request id. What cannot be given now is None or False: the scheduler then lets a request wait, or preempts one."""
 
-    def fork(self, source_id: int, request_id: int, num_tokens: int, num_shared: int) -> SequenceKV:
-        """Allocates a request that begins with the first `num_shared` tokens of another."""
+    @property
+    def max_tokens(self) -> int | None:
+        """Rows of one request alone; None is no bound."""
         ...
 
-    def hand_over(self, request_id: int, heir_id: int, num_shared: int) -> None:
-        """The sequence of a finished request becomes that of another of the same size, cut to the tokens that both begin with."""
+    @property
+    def num_queries(self) -> int:
+        """Tokens that were looked for among those that are remembered, and `num_hits` that were found."""
+        ...
+
+    @property
+    def num_hits(self) -> int: ...
+
+    @property
+    def usage(self) -> float:
+        """The share of the memory that requests hold, from 0 to 1."""
+        ...
+
+    def allocate(
+        self, request_id: int, num_tokens: int, num_rows: int = 1, token_ids: Sequence[int] = (), salt: str | None = None
+    ) -> SequenceKV | None:
+        """A sequence with room for `num_rows` rows that may grow to `num_tokens`. It begins with as many of `token_ids` as are remembered of
+        requests with the same salt: its `num_tokens` says how many. None where there is no room.
+        """
+        ...
+
+    def fork(self, source_id: int, request_id: int, num_tokens: int, num_shared: int) -> SequenceKV | None:
+        """A sequence that begins with the first `num_shared` known tokens of another, with room for one row more. None where there is no room."""
+        ...
+
+    def grow(self, request_id: int, num_rows: int) -> bool:
+        """Room for so many rows in all; False where there is none: what there is stays."""
+        ...
+
+    def remember(self, request_id: int, token_ids: Sequence[int]) -> None:
+        """The sequence's known tokens, the first of `token_ids`, are right and may be shared with whoever begins alike."""
         ...
 
     def sequence(self, request_id: int) -> SequenceKV: ...
 
     def __contains__(self, request_id: int) -> bool: ...
 
-    def free(self, request_id: int) -> None: ...
+    def __len__(self) -> int: ...
+
+    def free(self, request_id: int, spoilt: bool = False) -> None:
+        """The request's memory is for others. `spoilt`: what only it holds may be no numbers, and is zeroed first."""
+        ...

@@ -103,13 +103,13 @@ class Speculator:
         return self._num_draft_tokens if asked is None else asked
 
     def _limit(self, index: int, request: DraftRequest) -> int:
-        """The deepest draft: at most what `max_tokens` leaves beside the target's own token."""
+        """The deepest draft: at most what `max_tokens` leaves beside the target's own token, and what the cache has room for."""
         asked = self._asked(request)
         if asked == 0:
             return 0
         left = request.params.max_tokens - len(request.output_token_ids) - 1
         self._decisions[index] = "no_candidate" if left > 0 else "no_room"
-        return min(self.max_depth if asked == "auto" else asked, left)
+        return min(self.max_depth if asked == "auto" else asked, left, request.draft_room)
 
     def _forced(self, index: int, request: DraftRequest, limit: int) -> TokenTree:
         """What the grammar leaves no choice about, also where "auto" would draft nothing: these guesses are free. The same text may be cut

@@ -1,0 +1,219 @@
+"""The serving cache: blocks of 64 tokens out of one bounded memory, shared by requests that begin alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+import numpy as np
+import torch
+
+from forerun.kv_cache.block_pool import BlockPool
+from forerun.kv_cache.protocol import PAGE_SIZE
+from forerun.kv_cache.sequence import StoredSequence
+
+
+def num_blocks_for(num_tokens: int) -> int:
+    return -(-num_tokens // PAGE_SIZE)
+
+
+def first_digest(salt: str | None) -> bytes:
+    """What the digests of a tenant's blocks grow from: tenants never find each other's."""
+    return sha256(b"forerun" if salt is None else b"forerun:" + salt.encode()).digest()
+
+
+def next_digest(before: bytes, token_ids: Sequence[int]) -> bytes:
+    """Of a block, by its tokens and all before it."""
+    return sha256(before + np.asarray(token_ids, dtype=np.int64).tobytes()).digest()
+
+
+class PagedSequence(StoredSequence):
+    """Keys and values of one request, in blocks. As long as these are neighbours, attention reads them in place; else they are gathered."""
+
+    def __init__(self, cache: PagedCache, request_id: int, digest: bytes) -> None:
+        super().__init__()
+        self.request_id = request_id
+        self.blocks: list[int] = []
+        self.digests = [digest]  # before the first block, and behind each block that is shared or remembered
+        self._cache = cache
+        self._num_neighbours = 0  # blocks from the first on that follow on each other
+        self._table = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def capacity(self) -> int:
+        return len(self.blocks) * PAGE_SIZE
+
+    def append(self, block: int) -> None:
+        if self._num_neighbours == len(self.blocks) and (not self.blocks or block == self.blocks[-1] + 1):
+            self._num_neighbours += 1
+        self.blocks.append(block)
+        self._table = torch.tensor(self.blocks, dtype=torch.int64, device=self._cache.device)
+
+    def write(self, layer: int, start: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self._held.pop(layer, None)  # of a pass that never came to its `keep`
+        self.store(layer, start, keys, values)
+        num_pages = num_blocks_for(start + keys.shape[1])
+        memory = self._cache.memory(layer, keys, values)
+        if num_pages <= self._num_neighbours:
+            first = self.blocks[0] * PAGE_SIZE
+            return memory[0][:, first : first + num_pages * PAGE_SIZE], memory[1][:, first : first + num_pages * PAGE_SIZE]
+        return self._gathered(memory[0], num_pages), self._gathered(memory[1], num_pages)
+
+    def _gathered(self, memory: torch.Tensor, num_pages: int) -> torch.Tensor:
+        pages = memory.view(memory.shape[0], -1, PAGE_SIZE * memory.shape[2]).index_select(1, self._table[:num_pages])
+        return pages.view(memory.shape[0], num_pages * PAGE_SIZE, memory.shape[2])
+
+    def store(self, layer: int, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        end = start + keys.shape[1]
+        assert end <= self.capacity, f"row {end} of a cache of {self.capacity}"
+        memory = self._cache.memory(layer, keys, values)
+        if num_blocks_for(end) <= self._num_neighbours:
+            first = self.blocks[0] * PAGE_SIZE
+            memory[0][:, first + start : first + end] = keys
+            memory[1][:, first + start : first + end] = values
+            return
+        positions = torch.arange(start, end, device=self._table.device)
+        slots = self._table[positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
+        memory[0].index_copy_(1, slots, keys.to(memory[0].dtype))
+        memory[1].index_copy_(1, slots, values.to(memory[1].dtype))
+
+    def rows(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values `[num_kv_heads, capacity, head_dim]` of a layer, copied."""
+        memory = self._cache.layers[layer]
+        return self._gathered(memory[0], len(self.blocks)), self._gathered(memory[1], len(self.blocks))
+
+    def wipe(self, start: int) -> None:
+        """Zeroes the rows from `start` on; none of them is shared."""
+        slots = [block * PAGE_SIZE + row for index, block in enumerate(self.blocks) for row in range(PAGE_SIZE) if index * PAGE_SIZE + row >= start]
+        for keys, values in self._cache.layers.values():
+            keys[:, slots] = 0
+            values[:, slots] = 0
+
+
+class PagedCache:
+    """Sequences by request id, over memory for `num_blocks` blocks that is taken, layer by layer, at the first write.
+
+    With `remembers`, whole blocks of known tokens are found again by whoever begins with the same tokens under the same salt, as long as their memory
+    is not needed for something else. A remembered block is never written to: what differs begins a block of its own.
+    """
+
+    def __init__(self, num_blocks: int, *, remembers: bool = True, device: torch.device | None = None) -> None:
+        self.pool = BlockPool(num_blocks)
+        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.remembers = remembers
+        self.device = device or torch.device("cpu")
+        self.num_queries = 0
+        self.num_hits = 0
+        self._sequences: dict[int, PagedSequence] = {}
+
+    @property
+    def max_tokens(self) -> int:
+        """Of one request alone."""
+        return self.pool.num_blocks * PAGE_SIZE
+
+    @property
+    def usage(self) -> float:
+        """The share of the memory that requests hold."""
+        return 1.0 - self.pool.num_available / self.pool.num_blocks
+
+    def memory(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's keys and values `[num_kv_heads, num_blocks * PAGE_SIZE, head_dim]`, all blocks behind each other."""
+        if layer not in self.layers:
+            self.layers[layer] = (self._zeros(keys), self._zeros(values))
+        return self.layers[layer]
+
+    def _zeros(self, like: torch.Tensor) -> torch.Tensor:
+        shape = (like.shape[0], self.max_tokens, like.shape[2])
+        if like.device.type != "cpu":
+            return like.new_zeros(shape)
+        # numpy's zeros are not there before they are written to: an idle server does not hold the memory that it may take
+        return torch.from_numpy(np.zeros(int(np.prod(shape)) * like.element_size(), dtype=np.uint8)).view(like.dtype).view(shape)
+
+    def allocate(
+        self, request_id: int, num_tokens: int, num_rows: int = 1, token_ids: Sequence[int] = (), salt: str | None = None
+    ) -> PagedSequence | None:
+        assert request_id not in self._sequences, f"request {request_id} already has a cache"
+        sequence = PagedSequence(self, request_id, first_digest(salt))
+        found = self._find(sequence, token_ids) if self.remembers else []
+        begun = self._begin(sequence, found, len(found) * PAGE_SIZE, num_rows, num_tokens)
+        if begun is not None:
+            self.num_queries += len(token_ids)
+            self.num_hits += begun.num_tokens
+        return begun
+
+    def _find(self, sequence: PagedSequence, token_ids: Sequence[int]) -> list[int]:
+        """The longest run of remembered blocks that these tokens begin with; the sequence gets their digests."""
+        found = []
+        for start in range(0, len(token_ids) - PAGE_SIZE + 1, PAGE_SIZE):
+            digest = next_digest(sequence.digests[-1], token_ids[start : start + PAGE_SIZE])
+            block = self.pool.find(digest)
+            if block is None:
+                break
+            sequence.digests.append(digest)
+            found.append(block)
+        return found
+
+    def _begin(self, sequence: PagedSequence, shared: list[int], num_known: int, num_rows: int, num_tokens: int) -> PagedSequence | None:
+        """A sequence that begins with shared blocks and has room for `num_rows` rows; None where that room is not there."""
+        num_new = max(0, num_blocks_for(num_rows) - len(shared))
+        if num_new > self.pool.num_available - sum(not self.pool.is_held(block) for block in shared):
+            return None
+        for block in shared:
+            self.pool.share(block)
+            sequence.append(block)
+        self.pool.reserve(sequence.request_id, num_blocks_for(max(num_rows, num_tokens)) - len(shared))
+        for _ in range(num_new):
+            sequence.append(self.pool.take(sequence.request_id))
+        sequence.num_tokens = num_known
+        self._sequences[sequence.request_id] = sequence
+        return sequence
+
+    def fork(self, source_id: int, request_id: int, num_tokens: int, num_shared: int) -> PagedSequence | None:
+        assert request_id not in self._sequences, f"request {request_id} already has a cache"
+        source = self._sequences[source_id]
+        num_whole = num_shared // PAGE_SIZE
+        sequence = PagedSequence(self, request_id, source.digests[0])
+        sequence.digests = source.digests[: num_whole + 1]
+        begun = self._begin(sequence, source.blocks[:num_whole], num_shared, num_shared + 1, num_tokens)
+        if begun is not None and num_shared % PAGE_SIZE:
+            old, new = (each.blocks[num_whole] * PAGE_SIZE for each in (source, sequence))
+            for memory in self.layers.values():
+                for rows in memory:
+                    rows[:, new : new + num_shared % PAGE_SIZE] = rows[:, old : old + num_shared % PAGE_SIZE]
+        return begun
+
+    def grow(self, request_id: int, num_rows: int) -> bool:
+        """Room for so many rows in all; False where there is none, and what there is stays."""
+        sequence = self._sequences[request_id]
+        num_new = num_blocks_for(num_rows) - len(sequence.blocks)
+        if num_new > self.pool.num_available:
+            return False
+        for _ in range(num_new):
+            sequence.append(self.pool.take(request_id))
+        return True
+
+    def remember(self, request_id: int, token_ids: Sequence[int]) -> None:
+        """Makes the whole blocks of a sequence's known tokens, the first of `token_ids`, findable."""
+        sequence = self._sequences[request_id]
+        for index in range(len(sequence.digests) - 1, sequence.num_tokens // PAGE_SIZE if self.remembers else 0):
+            digest = next_digest(sequence.digests[-1], token_ids[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])
+            sequence.digests.append(digest)
+            self.pool.remember(sequence.blocks[index], digest)
+
+    def sequence(self, request_id: int) -> PagedSequence:
+        return self._sequences[request_id]
+
+    def free(self, request_id: int, spoilt: bool = False) -> None:
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is not None:
+            if spoilt:
+                sequence.wipe((len(sequence.digests) - 1) * PAGE_SIZE)
+            self.pool.dissolve(request_id)
+            for block in reversed(sequence.blocks):  # the beginning is what others may share: it is forgotten last
+                self.pool.release(block)
+
+    def __contains__(self, request_id: int) -> bool:
+        return request_id in self._sequences
+
+    def __len__(self) -> int:
+        return len(self._sequences)
