@@ -162,9 +162,9 @@ def test_the_layers_that_were_found_are_mostly_right():
     assert [result.token_ids for result in results] == [result.token_ids for result in LLM(deep_model(), None, tokenizer=make_tokenizer()).generate(prompts, PARAMS)]
 
 
-def running(context, token_ids, request_id=0):
+def running(context, token_ids, request_id=0, num_tokens=200):
     """A request whose tokens but the last are in the target's cache."""
-    kv = context.kv_cache.allocate(request_id, 200)
+    kv = context.kv_cache.allocate(request_id, num_tokens)
     context.target.prefill(Segment(kv, token_ids[:-1], 0))
     kv.advance(len(token_ids) - 1)
     return FakeRequest(token_ids, request_id=request_id)
@@ -220,9 +220,8 @@ def test_a_branch_of_a_tree_is_what_its_path_alone_is(width):
 def test_a_tree_stays_within_the_requests_memory():
     context = target_context(deep_model())
     drafter = SelfSpeculation(context, [0, 3])
-    request = running(context, list(range(20, 90)))
-    for max_tokens, size in ((20, 12), (8, 4), (2, 3)):
-        request.params = replace(PARAMS, max_tokens=max_tokens)
+    for room, size in ((20, 12), (9, 4), (3, 3)):
+        request = running(context, list(range(20, 20 + 129 - room)), room, num_tokens=128)
         assert len(drafter.propose([request], [DraftBudget(4, 3)])[0]) == size
 
 

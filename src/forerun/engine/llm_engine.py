@@ -129,6 +129,10 @@ class LLMEngine:
             raise InvalidInputError("max_tokens", params.max_tokens, remedy)
         if params.max_tokens > room:
             raise InvalidInputError("max_tokens", params.max_tokens, f"ask for at most {room}: the context is {self.max_model_len}, the prompt has {len(prompt_token_ids)}")
+        known = [drafter.name for drafter in self.speculator.drafters]
+        for name in params.drafters or ():
+            if name not in known:
+                raise InvalidInputError("drafters", name, f"give some of {', '.join(known)}, or [] for plain decoding" if known else "this engine has no drafter")
         if params.stop and self.tokenizer is None:
             raise InvalidInputError("stop", params.stop, "give a tokenizer, or use stop_token_ids")
         for name, asked in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
@@ -219,7 +223,7 @@ class LLMEngine:
             return self.speculator.propose(requests)
         except Exception:
             logger.exception("no drafts in this step: the speculator failed")
-            return [TokenTree()] * len(requests)
+            return self.speculator.skip(requests)
 
     def _keep(self, request: Request, kept: Verified) -> Verified:
         """The rows of the accepted path become known, and whoever begins alike may have them."""
@@ -291,6 +295,7 @@ class LLMEngine:
         for chunk in batch.prefills:
             chunk.request.stats.prefill_seconds += seconds * (chunk.end - chunk.start) / num_tokens
 
+    @torch.inference_mode()
     def fail_all(self, why: str) -> list[RequestUpdate]:
         """Ends every request with an error: the last resort, where none of them is to blame."""
         requests = [*self.scheduler.running, *self.scheduler.waiting]
@@ -304,6 +309,7 @@ class LLMEngine:
     def explain(self) -> Explanation:
         return explain(self.speculator, self.finished_stats)
 
+    @torch.inference_mode()
     def abort(self, *request_ids: int) -> None:
         """Ends requests at once; their memory is free again."""
         removed = (self.scheduler.remove(request_id) for request_id in request_ids)

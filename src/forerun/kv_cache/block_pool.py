@@ -90,6 +90,10 @@ class BlockPool:
     def is_held(self, block: int) -> bool:
         return self._num_holders[block] > 0
 
+    def is_shared(self, block: int) -> bool:
+        """Whether others hold it, too, or may find it."""
+        return self._num_holders[block] > 1 or block in self._digests
+
     def remember(self, block: int, digest: bytes) -> None:
         """The content of a held block, from now on not to be changed; where the same stands in another one already, that one is kept."""
         if digest not in self._blocks and block not in self._digests:

@@ -83,11 +83,16 @@ class PagedSequence(StoredSequence):
         return self._gathered(memory[0], len(self.blocks)), self._gathered(memory[1], len(self.blocks))
 
     def wipe(self, start: int) -> None:
-        """Zeroes the rows from `start` on; none of them is shared."""
-        slots = [block * PAGE_SIZE + row for index, block in enumerate(self.blocks) for row in range(PAGE_SIZE) if index * PAGE_SIZE + row >= start]
-        for keys, values in self._cache.layers.values():
-            keys[:, slots] = 0
-            values[:, slots] = 0
+        """None of these rows is anybody else's: what is shared holds known tokens."""
+        first, row = divmod(start, PAGE_SIZE)
+        self.wipe_blocks(self.blocks[first : first + 1], row)
+        self.wipe_blocks(self.blocks[first + 1 :])
+
+    def wipe_blocks(self, blocks: Sequence[int], row: int = 0) -> None:
+        for block in blocks:
+            for keys, values in self._cache.layers.values():
+                keys[:, block * PAGE_SIZE + row : (block + 1) * PAGE_SIZE] = 0
+                values[:, block * PAGE_SIZE + row : (block + 1) * PAGE_SIZE] = 0
 
 
 class PagedCache:
@@ -207,7 +212,7 @@ class PagedCache:
         sequence = self._sequences.pop(request_id, None)
         if sequence is not None:
             if spoilt:
-                sequence.wipe((len(sequence.digests) - 1) * PAGE_SIZE)
+                sequence.wipe_blocks([block for block in sequence.blocks if not self.pool.is_shared(block)])
             self.pool.dissolve(request_id)
             for block in reversed(sequence.blocks):  # the beginning is what others may share: it is forgotten last
                 self.pool.release(block)

@@ -36,6 +36,10 @@ class Source:
     def __post_init__(self) -> None:
         self.cost = DraftCost(self.drafter)
 
+    def serves(self, request: DraftRequest) -> bool:
+        """Whether the request lets this drafter guess for it."""
+        return request.params.drafters is None or self.drafter.name in request.params.drafters
+
     def factor(self, request_id: int) -> float:
         """How a request's text fares against the record of all."""
         record = self.records.get(request_id)

@@ -67,12 +67,8 @@ class Speculator:
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         """One draft a request, every branch's nodes side by side. A drafter that raises drafts nothing, and is named in the log."""
-        self._proposals = [[] for _ in requests]
-        self._decisions = ["off_by_request"] * len(requests)
-        self._predicted = 0.0
-        self._shape = (len(requests), 0)
         began = time.perf_counter()
-        request_ids, trees = [request.request_id for request in requests], [TokenTree()] * len(requests)
+        request_ids, trees = [request.request_id for request in requests], self.skip(requests)
         if self._allowance < 0.0 and request_ids == self._resting[0]:
             self._decisions = list(self._resting[1])
         elif self.sources:
@@ -82,6 +78,14 @@ class Speculator:
                 self._allowance -= max(time.perf_counter() - began, self._predicted)
                 self._resting = (request_ids, ["low_acceptance" if reason == "probe" else reason for reason in self._decisions])
         return trees
+
+    def skip(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        """A step without drafts."""
+        self._proposals = [[] for _ in requests]
+        self._decisions = ["off_by_request"] * len(requests)
+        self._predicted = 0.0
+        self._shape = (len(requests), 0)
+        return [TokenTree()] * len(requests)
 
     def _may_rest(self, request: DraftRequest) -> bool:
         """A length that was asked for is always tried, and what a grammar forces is always drafted."""
@@ -100,6 +104,8 @@ class Speculator:
 
     def _asked(self, request: DraftRequest) -> NumDraftTokens:
         asked = request.params.num_draft_tokens
+        if request.params.drafters == ():
+            return 0
         return self._num_draft_tokens if asked is None else asked
 
     def _limit(self, index: int, request: DraftRequest) -> int:
@@ -124,7 +130,7 @@ class Speculator:
 
     def _draft_fixed(self, requests: Sequence[DraftRequest], budgets: Mapping[int, DraftBudget], trees: list[TokenTree]) -> None:
         for source in self.sources:
-            missing = {index: budget for index, budget in budgets.items() if not trees[index]}
+            missing = {index: budget for index, budget in budgets.items() if not trees[index] and source.serves(requests[index])}
             for index, tree in self._ask(source, requests, missing).items():
                 trees[index] = tree
                 self._decisions[index] = "drafted"
@@ -137,9 +143,11 @@ class Speculator:
         paid = [source for source in self.sources if source.cost.seconds(len(limits), deepest) > most]
         for source in self.sources:
             if source not in paid:
-                self._ask(source, requests, {index: self._free_budget(requests[index], limit) for index, limit in limits.items() if self._is_open(requests, index)})
+                open_ = {index: limit for index, limit in limits.items() if self._is_open(requests, index) and source.serves(requests[index])}
+                self._ask(source, requests, {index: self._free_budget(requests[index], limit) for index, limit in open_.items()})
         if paid:
-            self._ask_paid(requests, {index: limit for index, limit in limits.items() if self._is_open(requests, index)}, paid)
+            served = {index: limit for index, limit in limits.items() if any(source.serves(requests[index]) for source in paid)}
+            self._ask_paid(requests, {index: limit for index, limit in served.items() if self._is_open(requests, index)}, paid)
         guessed = [index for index in limits if self._proposals[index]]
         if guessed:
             weighing = time.perf_counter()
@@ -160,7 +168,8 @@ class Speculator:
         plans: dict[int, list[tuple[Source, Plan]]] = {}
         for index in limits:
             is_chain = requests[index].params.acceptance == "block"
-            each = [(source, source.plan(requests[index].request_id, len(requests), self.max_depth, is_chain, self.costs)) for source in paid]
+            own = [source for source in paid if source.serves(requests[index])]
+            each = [(source, source.plan(requests[index].request_id, len(requests), self.max_depth, is_chain, self.costs)) for source in own]
             promised = self._promised(requests, index)
             plans[index] = sorted(((source, plan) for source, plan in each if plan.budget and plan.rate > promised), key=lambda one: -one[1].rate)
             if not any(plan.budget for _, plan in each):
@@ -187,8 +196,9 @@ class Speculator:
         """One request tries the drafter whose turn it is, once enough time has passed for it not to matter. The guess need not be verified:
         the target's own token says whether it was right.
         """
-        source = paid[self._num_steps % len(paid)]
         index = list(limits)[self._num_steps % len(limits)]
+        own = [source for source in paid if source.serves(requests[index])]
+        source = own[self._num_steps // len(limits) % len(own)]
         cost = source.cost.seconds(1, DraftBudget(1)) + self.costs.handling(1)
         if cost <= self._allowance:
             self._allowance -= cost
