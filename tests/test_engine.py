@@ -272,3 +272,19 @@ def test_a_row_that_the_text_never_reaches_may_be_broken(llm, with_drafters, mon
     monkeypatch.setattr(llm.engine.model_runner, "forward", poisoned)
     (result,) = llm.generate(PROMPT, replace(PARAMS, num_draft_tokens=4))
     assert result.token_ids == expected[0].token_ids and result.stats.num_draft_tokens > 0
+
+
+def test_a_snapshot_adds_up_what_the_steps_brought(oracle):
+    engine = oracle.engine
+    before = engine.snapshot()
+    outputs = oracle.generate([PROMPT] * 2, replace(PARAMS, num_draft_tokens=4))
+    after = engine.snapshot()
+    stats = total_stats(outputs)
+    for name in ("num_output_tokens", "num_draft_tokens", "num_accepted_tokens"):
+        assert getattr(after, name) - getattr(before, name) == getattr(stats, name)
+    assert after.num_rows - before.num_rows == stats.num_target_passes + stats.num_draft_tokens
+    assert after.num_steps - before.num_steps < stats.num_target_passes  # two requests a step
+    assert after.num_drafts - before.num_drafts == stats.decisions["drafted"]
+    assert after.step_seconds > before.step_seconds and after.plain_seconds > before.plain_seconds
+    assert after.accepted_by["right_then_wrong"] - before.accepted_by.get("right_then_wrong", 0) == stats.num_accepted_tokens
+    assert (after.num_running, after.num_waiting, after.kv_cache_usage) == (0, 0, 0.0)

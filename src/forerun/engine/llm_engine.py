@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count, pairwise
@@ -61,7 +60,9 @@ class LLMEngine:
         self.verifier = Verifier(noise)
         self._grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab_size, eos_token_ids)
         self.finished_stats = SpeculationStats()  # of all requests that ended
-        self._totals = EngineSnapshot()  # of all steps
+        # of all steps
+        self._totals = SpeculationStats()
+        self._num_steps = self._num_rows = self._num_drafts = 0
         self._request_ids = count()
 
     def add_request(self, prompt_token_ids: list[int], params: SamplingParams, *, priority: int = 0) -> list[int]:
@@ -170,14 +171,27 @@ class LLMEngine:
 
     def snapshot(self) -> EngineSnapshot:
         """How full the engine is, and what its steps brought so far. Any thread may ask."""
-        return replace(
-            self._totals,
+        totals = self._totals
+        return EngineSnapshot(
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting),
             kv_cache_usage=self.kv_cache.usage,
             num_preemptions=self.scheduler.num_preemptions,
             prefix_cache_queries=self.kv_cache.num_queries,
             prefix_cache_hits=self.kv_cache.num_hits,
+            num_steps=self._num_steps,
+            num_rows=self._num_rows,
+            num_drafts=self._num_drafts,
+            num_output_tokens=totals.num_output_tokens,
+            num_draft_tokens=totals.num_draft_tokens,
+            num_accepted_tokens=totals.num_accepted_tokens,
+            step_seconds=totals.draft_seconds + totals.verify_seconds + totals.other_seconds,
+            draft_seconds=totals.draft_seconds,
+            plain_seconds=totals.plain_seconds,
+            decisions=dict(totals.decisions),
+            accepted_per_position=tuple(totals.accepted_per_position),
+            drafted_by=dict(totals.drafted_by),
+            accepted_by=dict(totals.accepted_by),
         )
 
     @torch.inference_mode()
@@ -275,19 +289,21 @@ class LLMEngine:
             stats.plain_seconds += expected.plain_seconds * share
             stats.decisions[decision] += 1
             stats.drafted_by.update(tree.sources)
-        so_far = self._totals
-        self._totals = replace(
-            so_far,
-            num_steps=so_far.num_steps + 1,
-            num_rows=so_far.num_rows + num_rows,
-            num_output_tokens=so_far.num_output_tokens + sum(len(update.tokens) for update in updates),
-            num_draft_tokens=so_far.num_draft_tokens + num_rows - len(trees),
-            num_accepted_tokens=so_far.num_accepted_tokens + sum(token.accepted for update in updates for token in update.tokens),
-            step_seconds=so_far.step_seconds + drafted + passed + ended,
-            draft_seconds=so_far.draft_seconds + drafted,
-            plain_seconds=so_far.plain_seconds + expected.plain_seconds,
-            decisions=dict(Counter(so_far.decisions) + Counter(expected.decisions)),
-        )
+        self._num_steps += 1
+        self._num_rows += num_rows
+        self._num_drafts += sum(bool(tree) for tree in trees)
+        totals = self._totals
+        totals.num_draft_tokens += num_rows - len(trees)
+        totals.draft_seconds += drafted
+        totals.verify_seconds += passed
+        totals.other_seconds += ended
+        totals.plain_seconds += expected.plain_seconds
+        totals.decisions.update(expected.decisions)
+        for update, tree in zip(updates, trees, strict=True):
+            totals.num_output_tokens += len(update.tokens)
+            totals.count_accepted(sum(token.accepted for token in update.tokens))
+            totals.drafted_by.update(tree.sources)
+            totals.accepted_by.update(token.drafter for token in update.tokens if token.drafter is not None)
 
     @staticmethod
     def _account_prefill(batch: Batch, seconds: float) -> None:
