@@ -131,7 +131,7 @@ SCHEMA = '{"enum": ["red", "green"]}'
         (["--grammar", "bits.lark"], {"01", "10"}),
         (["--choice", "bbd", "--choice", "ccd", "--bad-word", "b"], {"ccd"}),
     ],
-    ids=str,
+    ids=["regex", "choice", "schema", "schema file", "gbnf", "lark", "bad word"],
 )
 def test_generate_in_a_language(pair_options, tmp_path, monkeypatch, options, texts):
     monkeypatch.chdir(tmp_path)

@@ -219,7 +219,10 @@ class LLMEngine:
         self._observe(batch.requests, verified)
         updates = [self._commit(request, kept) for request, kept in zip(batch.requests, verified, strict=True)]
         clock.append(time.perf_counter())
-        self._account(batch, updates, trees, clock)
+        try:
+            self._account(batch, updates, trees, clock)
+        except Exception:
+            logger.exception("the figures of this step are lost")
         self._release([update.request for update in updates if update.is_last])
         return updates
 
