@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -81,6 +82,20 @@ def num_draft_tokens_argument(text: str) -> NumDraftTokens:
     value: NumDraftTokens | str = int(text) if text.isdigit() else text
     check_num_draft_tokens(value)
     return value  # type: ignore[return-value]
+
+
+_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+
+def memory_argument(text: str | None) -> int | float | None:
+    """`512MiB` or `4GB` in bytes, `0.25` as a share. Raises InvalidInputError for anything else."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s?([a-z]{0,3})", text.strip().lower())
+    if found is None or found[2] not in _UNITS:
+        raise InvalidInputError("kv-cache-memory", text, "give a size like 512MiB or 4GB, or a share of the free memory like 0.25")
+    number = float(found[1])
+    return number if not found[2] and number < 1 else int(number * _UNITS[found[2]])
 
 
 def structured_outputs_argument(

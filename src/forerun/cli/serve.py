@@ -18,6 +18,7 @@ from forerun.cli.options import (
     DtypeOption,
     TargetOption,
     drafter_argument,
+    memory_argument,
     num_draft_tokens_argument,
 )
 from forerun.llm import LLM
@@ -42,6 +43,9 @@ def serve(
     max_num_seqs: Annotated[int, typer.Option("--max-num-seqs", min=1, help="Requests that run together, at most.")] = 16,
     max_model_len: Annotated[int | None, typer.Option("--max-model-len", min=2, help="Tokens of a prompt and its output. Left out: the model's own.")] = None,
     max_waiting: Annotated[int, typer.Option("--max-waiting", min=1, help="Requests that wait, at most; further ones get 429.")] = 1024,
+    kv_cache_memory: Annotated[str | None, typer.Option("--kv-cache-memory", help="Bound of keys and values, like 512MiB, or a share of the free memory, like 0.25.")] = None,
+    prefix_caching: Annotated[bool | None, typer.Option("--prefix-caching/--no-prefix-caching", help="Keep past prompts for requests that begin alike. Left out: where the kernels are bitwise.")] = None,
+    max_num_batched_tokens: Annotated[int, typer.Option("--max-num-batched-tokens", min=1, help="Tokens of prompts that a step reads, at most: less is smoother for running texts.")] = 512,
     num_draft_tokens: Annotated[str, typer.Option("--num-draft-tokens", "-k", help="auto, a number, or 0 for plain decoding.")] = "auto",
     drain_seconds: Annotated[float, typer.Option("--drain-seconds", min=0, help="On SIGTERM, how long running requests may take to finish.")] = 30.0,
     stream_flush_tokens: Annotated[int, typer.Option("--stream-flush-tokens", min=1, max=1024, help="Streams write so many tokens at once, so that nobody sees what a step brought.")] = 1,
@@ -70,6 +74,7 @@ def serve(
             log_requests=log_requests,
             otlp_endpoint=None if otlp_endpoint is None else collector_url(otlp_endpoint),
         )
+        memory = memory_argument(kv_cache_memory)
         draft_length = num_draft_tokens_argument(num_draft_tokens)
         listener = listen(host, port)  # refused before the model is loaded, not after
         configure(log_format, log_level, with_text=log_requests)
@@ -82,9 +87,12 @@ def serve(
                 max_num_seqs=max_num_seqs,
                 max_model_len=max_model_len,
                 num_draft_tokens=draft_length,
+                kv_cache_memory=memory,
+                enable_prefix_caching=prefix_caching,
+                max_num_batched_tokens=max_num_batched_tokens,
             )
         announce(
             f"{url_of(listener)} serves {settings.served_model_name} ({llm.exactness.kind}; drafters: {', '.join(llm.drafter_names) or 'none'};"
-            f" {f'{len(keys)} keys' if keys else 'no key asked'})"
+            f" room for {llm.engine.kv_cache.max_tokens:,} tokens; {f'{len(keys)} keys' if keys else 'no key asked'})"
         )
         run_server(AsyncLLM(llm, max_waiting=max_waiting), settings, listener, drain_seconds, announce)
