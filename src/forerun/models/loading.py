@@ -58,14 +58,34 @@ def check_folder(folder: Path) -> None:
     """Refuses, before anything is loaded, what would run foreign code or miss its weights."""
     if not (folder / "config.json").is_file():
         raise ModelLoadError(f"{folder} has no config.json: give the folder of a transformers model")
-    for name in ("config.json", "tokenizer_config.json"):
-        if (folder / name).is_file() and "auto_map" in _read_json(folder / name):
-            raise ModelLoadError(f"{folder / name} has an `auto_map`, which runs code from the model folder: forerun refuses it; use a class of transformers")
+    refuse_own_code(folder)
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
         if pickles:
             raise ModelLoadError(f"{folder} holds only pickle weights ({', '.join(pickles[:3])}), which can run code: save the model again with `save_pretrained`, which writes safetensors")
         raise ModelLoadError(f"{folder} has no *.safetensors: copy the model folder again")
+    for index in sorted(folder.glob("*.index.json")):
+        shards = _read_json(index).get("weight_map")
+        named = set(map(str, shards.values())) if isinstance(shards, dict) else set()
+        foreign = sorted(name for name in named if not name.endswith(".safetensors") or Path(name).name != name)
+        if foreign and index.name.endswith(".safetensors.index.json"):
+            raise ModelLoadError(f"{index} names {foreign[0]!r} as weights, which is no safetensors file of this folder: save the model again with `save_pretrained`")
+
+
+def refuse_own_code(folder: Path) -> None:
+    """Refuses a folder whose settings, however deep, ask for classes of its own."""
+    for path in sorted(folder.glob("*.json")):
+        if path.name.endswith("config.json") and _asks_for_own_code(_read_json(path)):
+            raise ModelLoadError(f"{path} has an `auto_map`, which runs code from the model folder: forerun refuses it; use a class of transformers")
+
+
+def _asks_for_own_code(settings: dict[str, Any]) -> bool:
+    level: list[Any] = [settings]
+    while level:
+        if any(isinstance(each, dict) and each.get("auto_map") is not None for each in level):
+            return True
+        level = [inner for each in level if isinstance(each, (dict, list)) for inner in (each.values() if isinstance(each, dict) else each)]
+    return False
 
 
 def load_model(source: str | Path, dtype: torch.dtype | None, device: str | torch.device) -> PreTrainedModel:
@@ -107,6 +127,8 @@ def check_config(config: Any, name: str) -> None:
     """Refuses by name what cannot be rolled back or is not decoder-only."""
     kind = getattr(config, "model_type", type(config).__name__)
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    if hasattr(config, "to_dict") and _asks_for_own_code(config.to_dict()):
+        raise ModelLoadError(f"{name!r} ({kind}) has an `auto_map`, which runs code from the model's repository: forerun refuses it; use a class of transformers")
     if getattr(config, "is_encoder_decoder", False):
         raise ModelLoadError(f"{name!r} ({kind}) is an encoder-decoder: forerun runs decoder-only models")
     quantised = getattr(config, "quantization_config", None)
@@ -143,6 +165,8 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
     if isinstance(found, Path) and not any((found / name).exists() for name in names):
         return None
+    if isinstance(found, Path):
+        refuse_own_code(found)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
     except Exception as error:
