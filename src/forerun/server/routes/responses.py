@@ -18,7 +18,7 @@ from forerun.server.prompts import encode_chat
 from forerun.server.replies import chat_logprobs, metrics, new_id, usage, with_logprobs
 from forerun.server.request_scope import served_in
 from forerun.server.routes.running import StrictRoute, run, whole
-from forerun.server.sampling import check_prompt, speculation_params
+from forerun.server.sampling import check_language, check_prompt, speculation_params
 from forerun.server.schemas.base import ERRORS
 from forerun.server.schemas.chat import JsonObjectFormat
 from forerun.server.schemas.responses import ResponseJsonSchema, ResponseReply, ResponseRequest
@@ -77,7 +77,9 @@ def _messages(body: ResponseRequest) -> list[dict[str, Any]]:
 def _language(body: ResponseRequest) -> StructuredOutputsParams | None:
     asked = None if body.text is None else body.text.format
     if isinstance(asked, ResponseJsonSchema):
-        return StructuredOutputsParams(json=asked.schema_)
+        language = StructuredOutputsParams(json=asked.schema_)
+        check_language(language, "text.format.schema")
+        return language
     return StructuredOutputsParams(json_object=True) if isinstance(asked, JsonObjectFormat) else None
 
 
