@@ -56,7 +56,7 @@ demo: $(VENV)/.package
 	$(BIN)/forerun demo
 
 test: $(VENV)/.dev $(VENV)/.openai-1
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
