@@ -90,6 +90,13 @@ def test_requests_are_counted_and_timed(server):
     assert grew("vllm:inter_token_latency_seconds_count") >= 4
     assert grew("vllm:request_success_total", finished_reason="stop") + grew("vllm:request_success_total", finished_reason="length") == 4
     assert grew("vllm:prompt_tokens_total") == 2 * usage["prompt_tokens"]
+    assert grew("vllm:generation_tokens_total") == 2 * usage["completion_tokens"]
+    assert grew("vllm:spec_decode_num_draft_tokens_total") >= grew("vllm:spec_decode_num_drafts_total") > 0
+    assert grew("forerun:drafted_tokens_total", drafter="draft_model") + grew("forerun:drafted_tokens_total", drafter="prompt_lookup") == grew(
+        "vllm:spec_decode_num_draft_tokens_total"
+    )
+    assert grew("forerun:engine_step_seconds_total") > 0 and grew("forerun:plain_seconds_total") > 0
+    assert grew("vllm:prefix_cache_queries_total") > 0
     assert grew("forerun:requests_refused_total", reason="invalid") == grew("forerun:requests_refused_total", reason="not_found") == 1
     assert grew("forerun:http_responses_total", route="/v1/completions", method="POST", status="200") == 2
     assert grew("forerun:failed_requests_total") == 0
@@ -107,6 +114,31 @@ def test_a_client_that_leaves_is_an_abort(server):
             break
         time.sleep(0.02)
     assert now == before + 1
+
+
+def test_what_breaks_behind_the_first_byte_is_a_failure_all_the_same(with_app, logs, monkeypatch):
+    stream = logs()
+
+    async def body():
+        async with with_app() as (client, app):
+            verifier = app.state.forerun.async_llm.llm.engine.verifier
+            verify, num_calls = verifier.verify, []
+
+            def breaks_later(*arguments):
+                num_calls.append(1)
+                if len(num_calls) > 3:
+                    raise RuntimeError("broken on purpose")
+                return verify(*arguments)
+
+            monkeypatch.setattr(verifier, "verify", breaks_later)
+            ask = {"model": "tiny", "prompt": "once", "max_tokens": 60, "ignore_eos": True, "stream": True, "speculation": {"enabled": False}}
+            reply = await client.post("/v1/completions", json=ask)
+            assert reply.status_code == 200 and '"error"' in reply.text
+            assert figure(scraped((await client.get("/metrics")).text), "forerun:failed_requests_total") == 1
+
+    run(body)
+    (request,) = (line for line in map(json.loads, stream.getvalue().splitlines()) if line["message"] == "request" and line["route"] == "/v1/completions")
+    assert request["level"] == "error" and request["status"] == 200 and request["error"] == "server_error" and request["output_tokens"] == 3
 
 
 def test_nothing_ever_runs_backwards(with_app, monkeypatch):
