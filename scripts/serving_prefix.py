@@ -96,7 +96,7 @@ def main() -> int:
     arguments = parser.parse_args()
     flags = model_flags(arguments)
     cached = described(measure(flags, arguments, "prefixes kept"))
-    without = described(measure([*flags, "--no-prefix-cache"], arguments, "none kept"))
+    without = described(measure([*flags, "--no-prefix-caching"], arguments, "none kept"))
     tenant = cached["other_tenant"]
     report: dict[str, Any] = {
         "prefix_tokens": arguments.prefix_tokens, "tail_tokens": TAIL, "repetitions": arguments.repetitions,
