@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import httpx2
@@ -68,6 +68,12 @@ def server() -> Iterator[LiveServer]:
     """One for all tests: no key, loopback names only."""
     with serving(AsyncLLM(make_llm()), ServerSettings(target="tiny", served_model_name=MODEL)) as live:
         yield live
+
+
+@pytest.fixture
+def live_server() -> Callable[..., AbstractContextManager[LiveServer]]:
+    """`with live_server(keys=...) as live`: a further one, with other settings."""
+    return lambda **settings: serving(AsyncLLM(make_llm()), ServerSettings(**{"target": "tiny", "served_model_name": MODEL} | settings))
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,17 @@ import { KINDS } from "./kinds.js";
 import { visibleInline } from "./visible.js";
 
 const MARGIN = 8;
+const OWN_SCROLL = 150; // ms in which a scroll event is of our own making
 
 export class TokenCard {
   #shown = null;
+  #movedAt = -Infinity; // when the keyboard last brought a token into view
 
   constructor(card, announce) {
     this.card = card;
     this.announce = announce;
-    document.addEventListener("scroll", () => this.hide(), { passive: true, capture: true });
+    const onScroll = () => { if (performance.now() - this.#movedAt > OWN_SCROLL) this.hide(); };
+    document.addEventListener("scroll", onScroll, { passive: true, capture: true });
     addEventListener("resize", () => this.hide());
     document.addEventListener("pointerdown", (event) => { if (!event.target.closest?.(".token")) this.hide(); });
   }
@@ -33,9 +36,10 @@ export class TokenCard {
       const to = target(output, this.#shown, event);
       if (!to) return;
       event.preventDefault();
+      this.#movedAt = performance.now();
       to.scrollIntoView({ block: "nearest" });
       const token = tokens()[to.dataset.index];
-      requestAnimationFrame(() => this.#show(to, token)); // behind the scroll event, which hides the card
+      show(to);
       this.announce(`${visibleInline(token.text) || "no text"}. ${facts(token).map(([name, value]) => `${name} ${value}`).join(", ")}`);
     });
   }
