@@ -277,7 +277,8 @@ def test_settings_are_remembered_and_prompts_are_not(open_page):
     assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "dark"
     assert page.input_value("#prompt") != PROMPT
     assert PROMPT not in page.evaluate("JSON.stringify(localStorage)")
-    page.fill("#max_tokens", "8")
+    for name, value in {"prompt": PROMPT, "seed": "4", "temperature": "0.7", "max_tokens": "8"}.items():
+        page.fill(f"#{name}", value)
     page.click("#run")
     page.wait_for_selector(DONE)
     assert kinds(page) == ["plain"] * 8
