@@ -16,6 +16,7 @@ from tiny_models import make_drafter, make_model, make_tokenizer
 
 from forerun import LLM, AsyncLLM
 from forerun.server.app import create_app
+from forerun.server.serving import DrainingServer
 from forerun.server.settings import ServerSettings
 
 MODEL = "tiny"
@@ -32,6 +33,7 @@ class LiveServer:
     async_llm: AsyncLLM
     app: object
     client: httpx2.Client
+    process: DrainingServer  # what gets signals
 
     def post(self, path: str, **body: object) -> httpx2.Response:
         return self.client.post(path, json={"model": MODEL, **body})
@@ -44,10 +46,11 @@ def make_llm(**more: object) -> LLM:
 
 
 @contextmanager
-def serving(async_llm: AsyncLLM, settings: ServerSettings) -> Iterator[LiveServer]:
+def serving(async_llm: AsyncLLM, settings: ServerSettings, drain_seconds: float = 30.0) -> Iterator[LiveServer]:
     """uvicorn in a thread, on a free port of 127.0.0.1."""
     app = create_app(async_llm, settings)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    server = DrainingServer(config, async_llm, drain_seconds, lambda line: None)
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), name="server")
     thread.start()
@@ -57,7 +60,7 @@ def serving(async_llm: AsyncLLM, settings: ServerSettings) -> Iterator[LiveServe
             thread.join(0.01)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with httpx2.Client(base_url=url, timeout=60) as client:
-            yield LiveServer(url, async_llm, app, client)
+            yield LiveServer(url, async_llm, app, client, server)
     finally:
         server.should_exit = True
         thread.join()

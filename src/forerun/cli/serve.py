@@ -65,8 +65,8 @@ def serve(
         keys = () if api_key_file is None else read_key_file(api_key_file)
         check_address(host, bool(keys), allow_remote)
         settings = ServerSettings(
-            target=target,
-            served_model_name=served_model_name or target,
+            target=_name_of(target),
+            served_model_name=served_model_name or _name_of(target),
             keys=keys,
             allowed_hosts=allowed_hosts(host),
             stream_flush_tokens=stream_flush_tokens,
@@ -93,6 +93,11 @@ def serve(
             )
         announce(
             f"{url_of(listener)} serves {settings.served_model_name} ({llm.exactness.kind}; drafters: {', '.join(llm.drafter_names) or 'none'};"
-            f" room for {llm.engine.kv_cache.max_tokens:,} tokens; {f'{len(keys)} keys' if keys else 'no key asked'})"
+            f" room for {llm.engine.kv_cache.max_tokens:,} tokens; {f'keys: {len(keys)}' if keys else 'no key asked'})"
         )
         run_server(AsyncLLM(llm, max_waiting=max_waiting), settings, listener, drain_seconds, announce)
+
+
+def _name_of(target: str) -> str:
+    """What clients may see: of a model folder its last part."""
+    return Path(target).resolve().name if Path(target).is_dir() else target

@@ -51,7 +51,7 @@ def speculation_params(asked: SpeculationRequest | None, drafter_names: list[str
         return {}
     unknown = [name for name in asked.drafters or () if name not in drafter_names]
     if unknown:
-        raise refused("speculation.drafters", f"{unknown[0]!r} is no drafter of this server: give some of {', '.join(drafter_names) or 'none'}")
+        raise refused("speculation.drafters", f"{unknown[0]!r} is no drafter of this server: /v1/engine lists those there are")
     if not asked.enabled and asked.num_draft_tokens not in (None, 0):
         raise refused("speculation.num_draft_tokens", "leave it out where speculation is not enabled")
     return {
