@@ -34,7 +34,7 @@ async def model(model: str, state: State) -> Model:
     return _model(state)
 
 
-@router.get("/health", summary="Is it alive?", responses={503: {"model": Status}})
+@router.get("/health", summary="Is it alive?", response_model=Status, responses={503: {"model": Status}})
 async def health(state: State) -> JSONResponse:
     """200 while the engine's thread runs and no step hangs. Needs no key."""
     healthy = state.async_llm.healthy
