@@ -23,10 +23,12 @@ from forerun.cli.options import (
 )
 from forerun.llm import LLM
 from forerun.server.auth import read_key_file
+from forerun.server.chat_prompt import load_chat_template
 from forerun.server.logs import LogFormat, LogLevel, configure
 from forerun.server.serving import allowed_hosts, check_address, listen, url_of
 from forerun.server.serving import serve as run_server
 from forerun.server.settings import ServerSettings
+from forerun.server.tools import tool_parser
 from forerun.server.tracing import collector_url
 
 
@@ -50,6 +52,8 @@ def serve(
     drain_seconds: Annotated[float, typer.Option("--drain-seconds", min=0, help="On SIGTERM, how long running requests may take to finish.")] = 30.0,
     stream_flush_tokens: Annotated[int, typer.Option("--stream-flush-tokens", min=1, max=1024, help="Streams write so many tokens at once, so that nobody sees what a step brought.")] = 1,
     stream_interval_ms: Annotated[float, typer.Option("--stream-interval-ms", min=0, max=10_000, help="Streams write only so often; 0 is at once.")] = 0.0,
+    chat_template: Annotated[Path | None, typer.Option("--chat-template", help="File with a Jinja template in place of the model's own.")] = None,
+    tool_call_parser: Annotated[str | None, typer.Option("--tool-call-parser", help="Format of the model's calls: hermes, llama3_json, mistral, mistral_args, pythonic or json. Left out: the chat template tells.")] = None,
     log_format: Annotated[LogFormat, typer.Option("--log-format", help="Words for people, or an object of JSON a line.")] = "text",
     log_level: Annotated[LogLevel, typer.Option("--log-level", help="info has a line a request, without texts.")] = "info",
     log_requests: Annotated[bool, typer.Option("--log-requests", help="Put what was sent and answered into the log, too: prompts and outputs.")] = False,
@@ -72,6 +76,8 @@ def serve(
             stream_flush_tokens=stream_flush_tokens,
             stream_interval_ms=stream_interval_ms,
             log_requests=log_requests,
+            chat_template=None if chat_template is None else load_chat_template(chat_template),
+            tool_call_parser=None if tool_call_parser is None else tool_parser(tool_call_parser).name,
             otlp_endpoint=None if otlp_endpoint is None else collector_url(otlp_endpoint),
         )
         memory = memory_argument(kv_cache_memory)

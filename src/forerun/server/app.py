@@ -27,7 +27,7 @@ def create_app(async_llm: AsyncLLM, settings: ServerSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
-            async with async_llm:
+            async with async_llm, state.sandbox:
                 yield
         finally:
             await state.watch.close()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from fastapi import Request
+from pydantic import BaseModel
 
 from forerun.config import SamplingParams, StructuredOutputsParams
 from forerun.server.errors import refused
-from forerun.server.prompts import encode_chat
+from forerun.server.prompts import check_language, encode_chat
 from forerun.server.sampling import check_prompt, sampling_params
 from forerun.server.schemas.chat import ChatRequest, JsonObjectFormat, JsonSchemaFormat, ResponseFormat, TextFormat
 from forerun.server.state import ServerState, salt_of
+from forerun.server.tools import ToolUse
+from forerun.types import StreamedToken
 
 Delta = dict[str, Any]  # what a chunk's `delta` holds: content, reasoning_content, tool_calls
 
@@ -44,32 +47,39 @@ class PlainText:
         return {}
 
 
+def _joined(tokens: Iterable[StreamedToken]) -> str:
+    return "".join(token.text for token in tokens)
+
+
 @dataclass(frozen=True, slots=True)
 class PreparedChat:
-    """`parser` makes one for each choice."""
+    """`parser` makes one for each choice, and takes what `text` makes of tokens."""
 
     token_ids: list[int]
     params: SamplingParams
     parser: Callable[[], OutputParser] = PlainText
+    text: Callable[[Iterable[StreamedToken]], str] = _joined
 
 
 async def prepare_chat(body: ChatRequest, request: Request, state: ServerState) -> PreparedChat:
     """Raises ApiError or InvalidInputError naming the field."""
     _check(body)
     llm = state.async_llm.llm
-    if body.tools or body.tool_choice not in (None, "none", "auto"):
-        raise refused("tools", "are not offered yet")
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
+    choice = body.tool_choice.model_dump() if isinstance(body.tool_choice, BaseModel) else body.tool_choice
+    use = ToolUse.of(tools, choice, body.parallel_tool_calls)
+    language, field = _language(body, use, state)
     arguments = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         arguments["reasoning_effort"] = body.reasoning_effort
     messages = [message.model_dump(exclude_none=True) for message in body.messages]
-    token_ids = await encode_chat(state, messages, None, arguments)
+    token_ids = await encode_chat(state, messages, None if use is None else use.described, arguments)
     check_prompt("messages", token_ids, state.vocab_size, llm.max_model_len)
     asked = body.max_completion_tokens or body.max_tokens
     room = llm.max_model_len - len(token_ids)
     if asked is not None and asked > room:
-        field = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
-        raise refused(field, f"ask for at most {room}: the context is {llm.max_model_len}, the conversation has {len(token_ids)} tokens")
+        too_many = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
+        raise refused(too_many, f"ask for at most {room}: the context is {llm.max_model_len}, the conversation has {len(token_ids)} tokens")
     params = sampling_params(
         body,
         max_tokens=asked or room,
@@ -77,9 +87,25 @@ async def prepare_chat(body: ChatRequest, request: Request, state: ServerState) 
         vocab_size=state.vocab_size,
         drafter_names=llm.drafter_names,
         cache_salt=salt_of(request, body.cache_salt),
-        structured_outputs=language_of(body.response_format),
+        structured_outputs=language,
     )
-    return PreparedChat(token_ids, params)
+    await check_language(state, params, field)
+    if use is None:
+        return PreparedChat(token_ids, params)
+    return PreparedChat(token_ids, params, lambda: state.tool_format.parser_for(use), state.tool_format.text)
+
+
+def _language(body: ChatRequest, use: ToolUse | None, state: ServerState) -> tuple[StructuredOutputsParams | None, str | None]:
+    """What the answer is held to, and by which field; `structured_outputs` is read later."""
+    asked = language_of(body.response_format)
+    if use is None or not (use.is_held or asked):
+        return asked, None if asked is None else "response_format"
+    if body.structured_outputs is not None:
+        raise refused("structured_outputs", "the tools hold the answer to a language already: give one of both")
+    schema: dict[str, Any] | None = None
+    if asked is not None:
+        schema = {"type": "object"} if asked.json_object else cast(dict[str, Any], asked.json)
+    return state.tool_format.held(use, schema), "tools" if asked is None else "response_format"
 
 
 def _check(body: ChatRequest) -> None:

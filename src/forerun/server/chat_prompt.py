@@ -87,7 +87,7 @@ class ChatPrompt:
             raise InvalidInputError("messages", "chat", "the model has no chat template: use /v1/completions, or start the server with --chat-template FILE")
         if continue_final_message and add_generation_prompt:
             raise InvalidInputError("continue_final_message", True, "give add_generation_prompt false with it: the answer has begun already")
-        arguments = _checked_arguments(template_arguments or {})
+        arguments = _checked_arguments(template_arguments or {}, template)
         check_nesting(list(messages), "messages", MOST_NESTING)
         check_nesting(list(tools or ()), "tools", MOST_NESTING)
         conversation = [_plain_message(message, f"messages[{index}]", template) for index, message in enumerate(messages)]
@@ -164,13 +164,15 @@ def _check_text(text: str, field: str) -> None:
         raise InvalidInputError(field, text, "holds one half of a character (a lone surrogate): send whole characters") from None
 
 
-def _checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+def _checked_arguments(given: Mapping[str, Any], template: str) -> dict[str, Any]:
     for name, value in given.items():
         if name not in TEMPLATE_ARGUMENTS:
             raise InvalidInputError(f"chat_template_kwargs.{name}", value, f"is not for a request to set: give {' or '.join(TEMPLATE_ARGUMENTS)}")
         valid = TEMPLATE_ARGUMENTS[name]
         if not any(value is each or (isinstance(value, str) and value == each) for each in valid):
             raise InvalidInputError(f"chat_template_kwargs.{name}", value, f"give one of {', '.join(map(repr, valid))}")
+        if name not in template:
+            raise InvalidInputError(name, value, "the model's chat template does not know it: leave it out")
     return dict(given)
 
 

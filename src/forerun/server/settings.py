@@ -16,6 +16,7 @@ class ServerSettings:
     `allowed_hosts` are the names that a request's Host header may have, None is any: a page of another site that resolves its own name to
     this machine is refused. `stream_flush_tokens` and `stream_interval_ms` make streams write so many tokens at once, or so rarely: what a
     step brought cannot be read off the network then. `log_requests` puts what was sent and answered into the log. Spans go to `otlp_endpoint`.
+    `chat_template` is a template's text in place of the model's own; `tool_call_parser` names the format of calls, None asks the template.
     """
 
     target: str
@@ -27,3 +28,5 @@ class ServerSettings:
     stream_interval_ms: float = 0.0
     log_requests: bool = False
     otlp_endpoint: str | None = None
+    chat_template: str | None = None
+    tool_call_parser: str | None = None

@@ -11,11 +11,14 @@ from fastapi import Depends, Request
 from forerun.async_llm import AsyncLLM
 from forerun.energy_counters import find_counters
 from forerun.server.auth import ApiKey, tenant_salt
+from forerun.server.chat_prompt import ChatPrompt
 from forerun.server.errors import MISSING, ApiError
 from forerun.server.metrics import Metrics
+from forerun.server.sandbox import Sandbox
 from forerun.server.served_request import Watchers
 from forerun.server.settings import ServerSettings
 from forerun.server.token_texts import TokenTexts
+from forerun.server.tools import ToolFormat
 from forerun.server.watch import Watch
 
 
@@ -29,6 +32,9 @@ class ServerState:
     token_texts: TokenTexts = field(init=False)
     metrics: Metrics = field(init=False)
     watch: Watch = field(init=False)
+    sandbox: Sandbox = field(init=False)
+    chat_prompt: ChatPrompt = field(init=False)
+    tool_format: ToolFormat = field(init=False)
 
     def __post_init__(self) -> None:
         llm = self.async_llm.llm
@@ -36,6 +42,9 @@ class ServerState:
         energy_counters, _ = find_counters(llm.engine.model_runner.model.device)
         self.metrics = Metrics(llm.engine.snapshot, self.settings.served_model_name, drafter_names=llm.drafter_names, energy_counters=energy_counters)
         self.watch = Watch.of(self.metrics, self.settings)
+        self.sandbox = Sandbox(llm.tokenizer, llm.engine.vocab_size, llm.engine.eos_token_ids)
+        self.chat_prompt = ChatPrompt(llm.tokenizer, self.sandbox, self.settings.chat_template)
+        self.tool_format = ToolFormat(llm.tokenizer, self.chat_prompt.template(has_tools=True), self.settings.tool_call_parser)
 
     @property
     def watchers(self) -> Watchers:

@@ -64,7 +64,7 @@ class _Answer:
         choices = []
         for choice in range(generation.num_choices):
             output, parser = generation.outputs[choice], self.prepared.parser()
-            made: dict[str, Any] = {"index": choice, "message": message_of(parser, output.text)}
+            made: dict[str, Any] = {"index": choice, "message": message_of(parser, self.prepared.text(tokens[choice]))}
             _note_calls(generation, choice, parser)
             made |= self._extras(StreamedUpdate(choice, tuple(tokens[choice]), output))
             choices.append(made | {"finish_reason": generation.finish_reason(choice)} | ending(output))
@@ -81,7 +81,7 @@ class _Answer:
             self._parsers[choice] = self.prepared.parser()
             yield {"index": choice, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
         parser = self._parsers[choice]
-        delta = parser.feed("".join(token.text for token in update.tokens))
+        delta = parser.feed(self.prepared.text(update.tokens))
         if update.output is None:
             if delta or self._asked.tokens or self._body.logprobs:
                 yield {"index": choice, "delta": delta} | self._extras(update) | {"finish_reason": None}

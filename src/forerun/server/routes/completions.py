@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 
 from forerun.server.generation import Generation
 from forerun.server.openapi import streamed
-from forerun.server.prompts import encode_text
+from forerun.server.prompts import check_language, encode_text
 from forerun.server.replies import Asked, Envelope, chunks, completion_logprobs, ending, metrics, new_id, usage, with_logprobs
 from forerun.server.request_scope import served_in
 from forerun.server.routes.running import StrictRoute, run, whole
@@ -45,6 +45,7 @@ async def _prepared(body: CompletionRequest, request: Request, state: ServerStat
         drafter_names=llm.drafter_names,
         cache_salt=salt_of(request, body.cache_salt),
     )
+    await check_language(state, params)
     prompts = [prompt if isinstance(prompt, list) else await encode_text(state, prompt, "prompt") for prompt in body.prompts()]
     for prompt in prompts:
         check_prompt("prompt", prompt, state.vocab_size, llm.max_model_len)

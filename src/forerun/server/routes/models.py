@@ -65,7 +65,7 @@ async def engine(state: State) -> JSONResponse:
         exactness=asdict(llm.exactness),
         drafters=llm.drafter_names,
         max_model_len=llm.max_model_len,
-        has_chat_template=getattr(llm.tokenizer, "chat_template", None) is not None,
+        has_chat_template=state.chat_prompt.template() is not None,
         snapshot=asdict(llm.engine.snapshot()),
         explanation=(await state.async_llm.explain()).as_dict(),
     )

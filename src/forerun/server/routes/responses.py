@@ -14,7 +14,7 @@ from forerun.config import SamplingParams, StructuredOutputsParams
 from forerun.server.errors import as_api_error, note, refused
 from forerun.server.generation import Generation
 from forerun.server.openapi import streamed
-from forerun.server.prompts import encode_chat
+from forerun.server.prompts import check_language, encode_chat
 from forerun.server.replies import chat_logprobs, metrics, new_id, usage, with_logprobs
 from forerun.server.request_scope import served_in
 from forerun.server.routes.running import StrictRoute, run, whole
@@ -60,6 +60,7 @@ async def _prepared(body: ResponseRequest, request: Request, state: ServerState)
         structured_outputs=_language(body),
         cache_salt=salt_of(request, body.cache_salt),
     )
+    await check_language(state, params, "text.format")
     return Generation(state.async_llm, [token_ids], params, 0, served_in(request.scope), state.watchers)
 
 

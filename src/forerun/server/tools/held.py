@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from forerun.config import StructuredOutputsParams
 from forerun.server.tools import lark
@@ -10,8 +11,13 @@ from forerun.server.tools.definitions import MOST_FORCED_CALLS, ToolUse
 from forerun.server.tools.parser import ToolParser
 
 
-def held_answer(use: ToolUse, parser: type[ToolParser], special_id: Callable[[str], int | None]) -> StructuredOutputsParams:
-    """An answer of calls only, or with mode `auto` a text, or a text and calls. `special_id` knows marks that are special tokens."""
+def held_answer(
+    use: ToolUse, parser: type[ToolParser], special_id: Callable[[str], int | None], answer: dict[str, Any] | None = None
+) -> StructuredOutputsParams:
+    """An answer of calls only, or with mode `auto` a text (of the schema `answer`, where there is one), or a text and calls.
+
+    `special_id` knows marks that are special tokens.
+    """
 
     def special(mark: str) -> str:
         token_id = special_id(mark)
@@ -22,6 +28,8 @@ def held_answer(use: ToolUse, parser: type[ToolParser], special_id: Callable[[st
     opening = "" if parser.bare else special(parser.begin)
     if use.mode == "required":
         start = f"start: {opening} behind"
+    elif answer is not None:
+        start = f"start: {opening} behind | answer\nanswer: {lark.schema(answer)}"
     elif parser.bare:
         # a text begins as no call does, white space in front left out
         start = f"start: behind | TEXT\nTEXT: /\\s*([^\\s\\{parser.opens}](.|\\n)*)?/"
