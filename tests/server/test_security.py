@@ -179,7 +179,7 @@ def test_a_pickle_as_a_store_of_outputs_is_refused_and_not_run(tmp_path, canary)
 REFUSING = [
     *(SOURCE / "server" / "sandbox").glob("*.py"), *(SOURCE / "server" / "tools").glob("*.py"),
     *(SOURCE / name for name in ("types.py", "config.py", "models/loading.py", "drafters/suffix_file.py", "sampling/grammar_text.py")),
-    *(SOURCE / "server" / name for name in ("auth.py", "chat_prompt.py", "control_tokens.py", "errors.py", "limits.py", "sampling.py", "strict_json.py", "prompts.py", "serving.py")),
+    *(SOURCE / "server" / name for name in ("auth.py", "chat_prompt.py", "control_tokens.py", "limits.py", "sampling.py", "strict_json.py", "prompts.py", "serving.py")),
 ]  # fmt: skip
 
 

@@ -6,8 +6,6 @@ from typing import Any
 
 from forerun.config import SamplingParams, StructuredOutputsParams
 from forerun.server.errors import refused
-from forerun.server.sandbox.limits import SandboxLimits
-from forerun.server.sandbox.schema_check import check_size
 from forerun.server.schemas.base import SamplingFields, SpeculationRequest
 
 # fields that mean the same here and there, and are left to SamplingParams where they are left out
@@ -39,8 +37,6 @@ def sampling_params(
         if structured_outputs is not None:
             raise refused("structured_outputs", "the request asks for another language already: give one of both")
         structured_outputs = StructuredOutputsParams.from_dict(request.structured_outputs.given())
-    if structured_outputs is not None:
-        check_language(structured_outputs, "response_format" if request.structured_outputs is None else f"structured_outputs.{structured_outputs.chosen[0]}")
     given |= speculation_params(request.speculation, drafter_names)
     return SamplingParams(**given, max_tokens=max_tokens, logprobs=logprobs, structured_outputs=structured_outputs, cache_salt=cache_salt)
 
@@ -59,11 +55,6 @@ def speculation_params(asked: SpeculationRequest | None, drafter_names: list[str
         "drafters": asked.drafters,
         "acceptance": asked.acceptance,
     }
-
-
-def check_language(asked: StructuredOutputsParams, field: str) -> None:
-    """Size, nesting and references, before anything compiles it. Raises InvalidInputError naming the field."""
-    check_size(asked, field, SandboxLimits())
 
 
 def check_token_ids(field: str, token_ids: list[int], vocab_size: int) -> None:

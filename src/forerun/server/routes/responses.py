@@ -18,7 +18,7 @@ from forerun.server.prompts import check_language, encode_chat
 from forerun.server.replies import chat_logprobs, metrics, new_id, usage, with_logprobs
 from forerun.server.request_scope import served_in
 from forerun.server.routes.running import StrictRoute, run, whole
-from forerun.server.sampling import check_language, check_prompt, speculation_params
+from forerun.server.sampling import check_prompt, speculation_params
 from forerun.server.schemas.base import ERRORS
 from forerun.server.schemas.chat import JsonObjectFormat
 from forerun.server.schemas.responses import ResponseJsonSchema, ResponseReply, ResponseRequest
@@ -60,7 +60,7 @@ async def _prepared(body: ResponseRequest, request: Request, state: ServerState)
         structured_outputs=_language(body),
         cache_salt=salt_of(request, body.cache_salt),
     )
-    await check_language(state, params, "text.format")
+    await check_language(state, params, "text.format.schema")
     return Generation(state.async_llm, [token_ids], params, 0, served_in(request.scope), state.watchers)
 
 
@@ -78,9 +78,7 @@ def _messages(body: ResponseRequest) -> list[dict[str, Any]]:
 def _language(body: ResponseRequest) -> StructuredOutputsParams | None:
     asked = None if body.text is None else body.text.format
     if isinstance(asked, ResponseJsonSchema):
-        language = StructuredOutputsParams(json=asked.schema_)
-        check_language(language, "text.format.schema")
-        return language
+        return StructuredOutputsParams(json=asked.schema_)
     return StructuredOutputsParams(json_object=True) if isinstance(asked, JsonObjectFormat) else None
 
 
