@@ -13,10 +13,10 @@ from llguidance.hf import from_tokenizer
 from tiny_models import make_tokenizer
 
 from forerun.sampling.grammar_text import grammar_text
-from forerun.server.tools import TOOL_PARSERS, ToolUse, held_answer, parser_of_template, tool_parser, written_out
+from forerun.server.tools import TOOL_PARSERS, ToolFormat, ToolUse, held_answer, parser_of_template, tool_parser, written_out
 from forerun.server.tools.json_call import read_call
 from forerun.server.tools.python_calls import read_python_calls
-from forerun.types import InvalidInputError
+from forerun.types import InvalidInputError, StreamedToken
 
 NAMES = frozenset({"look", "go.to-it"})
 LOOK = '{"name": "look", "arguments": {"at": "a \\"quoted\\" } text", "n": [1, {"x": 1.50}]}}'
@@ -268,3 +268,15 @@ def test_a_template_without_tools_gets_them_in_words():
     assert written_out([{"role": "system", "content": "s"}, messages[0]], [LOOK_TOOL], "{{ system }}")[0]["content"].endswith("\ns")
     with pytest.raises(InvalidInputError, match="JSON objects"):
         written_out([{"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": "["}}]}], [], "")
+
+
+def test_marks_that_texts_leave_out_are_put_back():
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]"]})
+    form = ToolFormat(tokenizer, "{{ tools }}[TOOL_CALLS]")
+    mark = tokenizer.convert_tokens_to_ids("[TOOL_CALLS]")
+    text = form.text([StreamedToken(65, "A", "plain"), StreamedToken(mark, "", "plain"), StreamedToken(66, f"[{GO}]", "plain")])
+    assert parse(form.parser.name, [text]) == ("A", [("go.to-it", "{}")])
+    assert f"<[{mark}]>" in form.held(ToolUse.of([GO_TOOL], "required", None), None).grammar
+    with pytest.raises(InvalidInputError, match="the chat template knows no tools"):
+        ToolFormat(tokenizer, "{{ messages }}", "hermes")
