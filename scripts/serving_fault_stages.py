@@ -32,12 +32,12 @@ class InjectedError(Exception):
 class InProcessServer:
     """uvicorn in a thread of this process, over an engine that can be reached and broken."""
 
-    def __init__(self, llm: LLM, *, max_waiting: int = 1024, **settings: Any) -> None:
+    def __init__(self, llm: LLM, *, name: str = MODEL, max_waiting: int = 1024, **settings: Any) -> None:
         self.async_llm = AsyncLLM(llm, max_waiting=max_waiting)
         self.engine = llm.engine
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
-        app = create_app(self.async_llm, ServerSettings(target=MODEL, served_model_name=MODEL, **settings))
+        app = create_app(self.async_llm, ServerSettings(target=name, served_model_name=name, **settings))
         self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve([self._listener])), name="server")
 

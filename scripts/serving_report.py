@@ -79,7 +79,7 @@ def finish(arguments: argparse.Namespace, report: dict[str, Any], tables: Sequen
     if arguments.json:
         print(text)
     else:
-        console = Console(highlight=False)
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
         for table in (*tables, goals_table(goals)):
             console.print(table)
     return 0 if all(each["reached"] for each in goals) else 1
