@@ -253,7 +253,7 @@ def test_another_tokenizer_makes_a_drafter_across_vocabularies(tmp_path, tokeniz
     vocab["ee"], vocab["et"] = vocab["et"], vocab["ee"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     drafter = create(str(tmp_path), context(tokenizer))
-    assert isinstance(drafter, CrossVocabulary) and drafter.name == str(tmp_path)
+    assert isinstance(drafter, CrossVocabulary) and drafter.name == tmp_path.name
     with pytest.raises(ModelLoadError, match=f"another tokenizer than the target .token {vocab['et']} is 'ee' in one and 'et'"):
         DraftModel.load(str(tmp_path), context(tokenizer))
 
@@ -261,7 +261,7 @@ def test_another_tokenizer_makes_a_drafter_across_vocabularies(tmp_path, tokeniz
 def test_the_same_tokenizer_in_another_folder_is_let_in(tmp_path, tokenizer):
     make_drafter("fp32").save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
-    assert create(tmp_path, context(tokenizer)).name == str(tmp_path)
+    assert create(tmp_path, context(tokenizer)).name == tmp_path.name
 
 
 class ThirdParty(hostile.FakeDrafter):
@@ -318,3 +318,8 @@ def test_a_draft_model_with_a_smaller_vocabulary(caplog, acceptance):
     assert result.stats.num_accepted_tokens > 0 and not caplog.records
     assert max(result.token_ids) >= VOCAB_SIZE - 60, "the text has a token that the drafter lacks"
     assert acceptance == "block" or result.token_ids == plain.token_ids
+
+
+def test_a_second_drafter_of_the_same_name_is_numbered():
+    llm = LLM(make_model("llama", "fp32"), ["suffix", "suffix", "prompt_lookup", "suffix"])
+    assert llm.drafter_names == ["suffix", "suffix#2", "prompt_lookup", "suffix#3"]

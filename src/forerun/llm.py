@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,7 +14,7 @@ from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forerun.config import EngineConfig, NumDraftTokens, SamplingParams, resolve_device, resolve_dtype
-from forerun.drafters import DrafterContext, DrafterSpec, create
+from forerun.drafters import Drafter, DrafterContext, DrafterSpec, create
 from forerun.engine.llm_engine import LLMEngine
 from forerun.engine.request import Request
 from forerun.engine.saved_request import SavedRequest
@@ -81,7 +82,7 @@ class LLM:
         remembers = self.exactness.kind == "bitwise" if enable_prefix_caching is None else enable_prefix_caching
         kv_cache = PagedCache(num_cache_blocks(causal, config, self.max_model_len), remembers=remembers, device=causal.device)
         context = DrafterContext(causal.vocab_size, self.max_model_len, eos, noise, causal.device, model.dtype, self.tokenizer, causal, kv_cache)
-        drafters = [create(spec, context) for spec in drafter_specs(drafter, target)]
+        drafters = _told_apart([create(spec, context) for spec in drafter_specs(drafter, target)])
         self.drafter_names = [made.name for made in drafters]
         passes = PassCost.measure(causal, self.max_model_len) if drafters else PassCost.unknown()
         self.engine = LLMEngine(causal, kv_cache, drafters, noise, config, self.tokenizer, eos, self.max_model_len, passes)
@@ -267,6 +268,18 @@ def _collect(output: RequestOutput, request: Request) -> None:
     if request.params.prompt_logprobs is not None:
         output.prompt_logprobs = request.prompt_logprobs
     output.completions.append(request.output())
+
+
+def _told_apart(drafters: list[Drafter]) -> list[Drafter]:
+    """Requests choose drafters by name, and figures are kept by name: a second one of the same name is numbered."""
+    taken: set[str] = set()
+    for drafter in drafters:
+        names = chain([drafter.name], (f"{drafter.name}#{number}" for number in count(2)))
+        name = next(each for each in names if each not in taken)
+        taken.add(name)
+        if name != drafter.name:
+            drafter.name = name
+    return drafters
 
 
 def drafter_specs(drafter: Drafters | Literal["auto"], target: str | Path | PreTrainedModel) -> list[DrafterSpec]:

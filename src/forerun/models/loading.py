@@ -39,9 +39,10 @@ def resolve_source(source: str | Path) -> str | Path:
 
 
 def shown_name(source: str | Path) -> str:
-    """As users know it: a bundled folder goes by its name, not by where the package happens to lie."""
+    """As users know it: a folder goes by its own name, not by where it happens to lie, a bundled one by its name in the package."""
     bundled = {str(folder): name for names in (BUNDLED_TARGETS, RECOMMENDED_DRAFTERS) for name, folder in names.items()}
-    return bundled.get(str(source), str(source))
+    path = Path(source).expanduser()
+    return bundled.get(str(source)) or (path.resolve().name if path.is_dir() else str(source))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
