@@ -32,7 +32,7 @@ def fuzz(port: int, seconds: int, examples: int, seed: int) -> int:
     command = [
         str(Path(sys.executable).parent / "schemathesis"), "run", f"http://127.0.0.1:{port}/openapi.json",
         "--checks", "all", "--exclude-checks", ",".join(EXCLUDED), "--mode", "all", "--max-examples", str(examples), "--workers", "4", "--seed", str(seed),
-        "--request-timeout", str(DEADLINE_SECONDS), "--continue-on-failure", "--phases", "examples,coverage,fuzzing", "--warnings", "off",
+        "--request-timeout", str(DEADLINE_SECONDS), "--max-response-time", str(DEADLINE_SECONDS), "--suppress-health-check", "all", "--continue-on-failure", "--phases", "examples,coverage,fuzzing", "--warnings", "off",
         *(["--max-time", str(seconds)] if seconds else []),
     ]  # fmt: skip
     return subprocess.run(command).returncode
