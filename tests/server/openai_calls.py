@@ -306,4 +306,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # this module, and not a second one of the same name, takes in the calls about tools
+    sys.modules["openai_calls"] = sys.modules["__main__"]
+    import openai_tool_calls  # noqa: F401
+
     main()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import openai_tool_calls  # noqa: F401
 import pytest
 from openai_calls import CALLS
 from served_model import served_llm
