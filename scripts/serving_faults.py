@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from serving_fault_cases import (
     Case,
     Expected,
@@ -33,11 +32,11 @@ from serving_workload import Kind, kinds
 
 from forerun import LLM
 from forerun.cli.options import drafter_argument
+from forerun.models.cache_memory import bytes_per_block
 
 NUM_NEIGHBOURS = 6
 SMALL_QUEUE = 4
-CACHE_BLOCK = 64
-CACHE_TOKENS = 1600  # of the small cache: two long neighbours and a bit
+CACHE_BLOCKS = 26  # of the small cache: two long neighbours and a bit
 MAX_SHOWN = 20
 
 
@@ -45,15 +44,6 @@ def victim(number: int) -> Kind:
     """A prompt that no cache has seen."""
     text = f"# attempt {number}\ndef handle_{number}(request):\n    # " + "read the request, check it, answer it. " * 12
     return Kind(f"victim {number}", text, {"temperature": float(number % 2), "max_tokens": 32, "seed": VICTIM_SEED, "ignore_eos": True})
-
-
-def cache_bytes(llm: LLM, num_tokens: int) -> int:
-    """What so many tokens take in the cache of this model."""
-    config = llm.engine.model_runner.model.config
-    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    element = torch.empty((), dtype=llm.engine.model_runner.model.dtype).element_size()
-    return 2 * int(config.num_hidden_layers * heads * size * element) * num_tokens
 
 
 def main() -> int:
@@ -89,7 +79,7 @@ def main() -> int:
             measure(lambda: slow_readers(server, expected, around, 16))
         with InProcessServer(load(), max_waiting=SMALL_QUEUE) as server:
             measure(lambda: full_queue(server, expected, around, 64))
-        with InProcessServer(load(kv_cache_memory=cache_bytes(reference, CACHE_TOKENS))) as server:
+        with InProcessServer(load(kv_cache_memory=CACHE_BLOCKS * bytes_per_block(reference.engine.model_runner.model))) as server:
             measure(lambda: full_cache(server, expected, long, 24))
     return finish(arguments, *report_of(cases, arguments.rounds))
 

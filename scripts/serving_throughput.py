@@ -154,7 +154,7 @@ def goals_of(cells: list[dict[str, Any]], num_different: int) -> list[dict[str, 
 
 def main() -> int:
     parser = options(__doc__, "benchmarks/serving_throughput.json")
-    parser.add_argument("--rounds", type=int, default=6, help="of each cell")
+    parser.add_argument("--rounds", type=int, default=5, help="of each cell")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--clients", type=int, action="append", help=f"several times for several; left out: {LEVELS}")
     parser.add_argument("--temperature", type=float, action="append", help=f"the same; left out: {TEMPERATURES}")
