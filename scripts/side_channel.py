@@ -34,7 +34,7 @@ SETTINGS: tuple[tuple[str, bool, bool, dict[str, Any]], ...] = (  # name, obfusc
 )
 HIDDEN = (
     "include_obfuscation pads every event, so that its size does not follow the text; how many events come, and when, it does not change",
-    "coalescing joins steps: an event no longer is a step, so that neither its size nor its time tells how many tokens a step accepted",
+    "coalescing joins steps: an event no longer is a step, so that neither its size nor its time tells how many tokens a step accepted; without obfuscation its size still tells the length of its text",
     "not hidden by either: how long the reply is, when it began and ended, and how fast it came on the whole; speculation makes that depend on the text",
     "speculation.enabled=false makes every step one token: then only the length and the sizes of the words are left",
 )
