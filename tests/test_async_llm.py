@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 
 import pytest
 from tiny_models import make_drafter, make_model
 
-from forerun import LLM, AsyncLLM, InvalidInputError, OverloadedError, RequestFailedError, SamplingParams, UnavailableError
+from forerun import LLM, AsyncLLM, InvalidInputError, ModelLoadError, OverloadedError, RequestFailedError, SamplingParams, UnavailableError
 
 PARAMS = SamplingParams(temperature=1.0, seed=3, max_tokens=20, ignore_eos=True)
 PROMPTS = ["the inn on a tree", "once", "a tale of two"]
@@ -227,3 +228,19 @@ def test_explain_and_encode(llm):
 
     explanation, token_ids = run(llm, main)
     assert explanation.num_output_tokens > 0 and token_ids == llm.encode(PROMPTS[0])
+
+
+def test_loaded_in_the_thread_that_steps_it(tokenizer, llm):
+    async def main():
+        async with AsyncLLM.load(make_model("llama", "fp32"), None, tokenizer=tokenizer, max_num_seqs=3, max_waiting=7) as engine:
+            assert engine.max_waiting == 7 and engine.llm.drafter_names == []
+            return await engine.generate(PROMPTS[0], PARAMS)
+
+    assert asyncio.run(main()).token_ids == llm.generate(PROMPTS[0], PARAMS)[0].token_ids
+
+
+def test_what_cannot_be_loaded_leaves_no_thread():
+    before = threading.active_count()
+    with pytest.raises(ModelLoadError, match="does not exist"):
+        AsyncLLM.load("./no/such/folder")
+    assert threading.active_count() == before

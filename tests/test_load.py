@@ -295,7 +295,7 @@ def test_a_step_that_breaks_as_a_whole_is_tried_again_and_then_ends_its_requests
     llm = make()
     (request_id,) = llm.engine.add_request([1, 2, 3], PARAMS)
     delivered = []
-    thread = EngineThread(llm.engine, delivered.extend)
+    thread = EngineThread()
     schedule, calls = llm.engine.scheduler.schedule, []
 
     def broken():
@@ -306,9 +306,9 @@ def test_a_step_that_breaks_as_a_whole_is_tried_again_and_then_ends_its_requests
 
     monkeypatch.setattr(llm.engine.scheduler, "schedule", broken)
     for _ in range(9):
-        delivered += thread._step()
+        delivered += thread._step(llm.engine)
     assert len(delivered) == 7 and not delivered[-1].is_last
     for _ in range(3):
-        delivered += thread._step()
+        delivered += thread._step(llm.engine)
     assert delivered[-1].is_last and isinstance(delivered[-1].request.error, RequestFailedError)
     assert is_idle(llm)

@@ -87,7 +87,7 @@ def test_the_copy_shares_the_weights(config):
 def test_quantised_weights_are_not_packed(config):
     """Packing reads the weight as numbers, and would undo the quantisation."""
     weight = make_quantised(config).model.layers[0].mlp.up_proj.weight
-    assert not can_pack(weight) and can_pack(make_model("llama", "bf16").lm_head.weight)
+    assert not can_pack(weight) and can_pack(make_model("llama", "fp32").lm_head.weight)
 
 
 def test_a_verdict_names_the_quantised_weights(tmp_path):

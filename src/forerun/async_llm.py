@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
 from forerun.config import SamplingParams
 from forerun.engine.engine_thread import EngineThread
@@ -32,23 +33,38 @@ class AsyncLLM:
     `max_waiting` bounds the queue: beyond it requests are refused with OverloadedError. `watchdog_seconds` is how long one step may take before
     the engine counts as hanging: it is not `healthy` then, and takes no requests.
 
-        async with AsyncLLM(LLM("forerun/default")) as llm:
+        async with AsyncLLM.load("forerun/default") as llm:
             async for update in llm.stream("import os", SamplingParams(max_tokens=16)):
                 ...
+
+    An `LLM` that was loaded elsewhere can be handed over; on the CPU it then shares the cores with the threads that loaded it, and is slower.
     """
 
-    def __init__(self, llm: LLM, *, max_waiting: int = 1024, watchdog_seconds: float = 60.0) -> None:
+    def __init__(self, llm: LLM, *, max_waiting: int = 1024, watchdog_seconds: float = 60.0, thread: EngineThread | None = None) -> None:
         self.llm = llm
         self.max_waiting = max_waiting
         self.watchdog_seconds = watchdog_seconds
         self.is_draining = False
         self._listeners: dict[int, _Listener] = {}
-        self._thread = EngineThread(llm.engine, self._deliver)
+        self._thread = thread or EngineThread()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._num_submitting = 0  # on their way into the queue: a burst counts before any of it is there
 
+    @classmethod
+    def load(cls, *arguments: Any, max_waiting: int = 1024, watchdog_seconds: float = 60.0, **settings: Any) -> AsyncLLM:
+        """Loads an `LLM`, whose arguments and settings these are, in the thread that will step it. Raises what `LLM` raises."""
+        thread = EngineThread()
+        thread.start()
+        try:
+            llm: LLM = thread.call(lambda: LLM(*arguments, **settings)).result()
+        except BaseException:
+            thread.stop()
+            raise
+        return cls(llm, max_waiting=max_waiting, watchdog_seconds=watchdog_seconds, thread=thread)
+
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._thread.attach(self.llm.engine, self._deliver)
         self._thread.start()
 
     async def stop(self) -> None:
@@ -134,7 +150,7 @@ class AsyncLLM:
         self._check_open()
         engine = self.llm.engine
         num_waiting = engine.num_waiting + self._num_submitting
-        if num_waiting + params.n > self.max_waiting:
+        if num_waiting + params.n > self.max_waiting + engine.num_free_seqs:
             raise OverloadedError(f"{num_waiting} requests wait already: try again later, or raise max_waiting ({self.max_waiting})")
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise InvalidInputError("priority", priority, "give a whole number; lower runs sooner")

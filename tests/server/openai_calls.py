@@ -103,7 +103,7 @@ def seed_n_and_logprobs(to: Context) -> None:
         assert [choice.index for choice in several.choices] == [0, 1, 2] and len({choice.text for choice in several.choices}) > 1
         logprobs = ask(logprobs=2).choices[0].logprobs
         assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) > 0
-        assert all(value <= 0 for value in logprobs.token_logprobs) and max(map(len, logprobs.top_logprobs)) >= 2
+        assert all(value <= 0 for value in logprobs.token_logprobs) and all(len(each) >= 2 for each in logprobs.top_logprobs)
 
 
 @call

@@ -21,7 +21,6 @@ from forerun.cli.options import (
     memory_argument,
     num_draft_tokens_argument,
 )
-from forerun.llm import LLM
 from forerun.server.auth import read_key_file
 from forerun.server.chat_prompt import load_chat_template
 from forerun.server.logs import LogFormat, LogLevel, configure
@@ -85,7 +84,7 @@ def serve(
         listener = listen(host, port)  # refused before the model is loaded, not after
         configure(log_format, log_level, with_text=log_requests)
         with progress_bar(sys.stderr.isatty(), f"loading {target}"):
-            llm = LLM(
+            async_llm = AsyncLLM.load(
                 target,
                 drafter_argument(drafter),
                 dtype=dtype,
@@ -96,12 +95,14 @@ def serve(
                 kv_cache_memory=memory,
                 enable_prefix_caching=prefix_caching,
                 max_num_batched_tokens=max_num_batched_tokens,
+                max_waiting=max_waiting,
             )
+        llm = async_llm.llm
         announce(
             f"{url_of(listener)} serves {settings.served_model_name} ({llm.exactness.kind}; drafters: {', '.join(llm.drafter_names) or 'none'};"
             f" room for {llm.engine.kv_cache.max_tokens:,} tokens; {f'keys: {len(keys)}' if keys else 'no key asked'})"
         )
-        run_server(AsyncLLM(llm, max_waiting=max_waiting), settings, listener, drain_seconds, announce)
+        run_server(async_llm, settings, listener, drain_seconds, announce)
 
 
 def _name_of(target: str) -> str:

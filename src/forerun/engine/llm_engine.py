@@ -169,6 +169,11 @@ class LLMEngine:
     def num_waiting(self) -> int:
         return len(self.scheduler.waiting)
 
+    @property
+    def num_free_seqs(self) -> int:
+        """Requests more that may run, if the cache has room for them."""
+        return self.scheduler.max_num_seqs - len(self.scheduler.running)
+
     def snapshot(self) -> EngineSnapshot:
         """How full the engine is, and what its steps brought so far. Any thread may ask."""
         totals = self._totals

@@ -117,9 +117,9 @@ def completion_logprobs(tokens: Iterable[tuple[int, TokenLogprobs | None]], text
         if logprobs is None:
             continue
         text = texts.text_of(token_id)
-        made["tokens"].append(text)
+        made["tokens"].append(texts.name_of(token_id))
         made["token_logprobs"].append(logprobs.logprob)
-        made["top_logprobs"].append({texts.text_of(other): value for other, value in _most_likely(logprobs, num_top)})
+        made["top_logprobs"].append({texts.name_of(other): value for other, value in _most_likely(logprobs, num_top)})
         made["text_offset"].append(offset)
         offset += len(text)
     return made

@@ -23,6 +23,14 @@ class TokenTexts:
     def text_of(self, token_id: int) -> str:
         return self.bytes_of(token_id).decode("utf-8", "replace")
 
+    def name_of(self, token_id: int) -> str:
+        """The text, or the bytes of a part of a character, as `bytes:\\xe2`: names of different tokens differ."""
+        found = self.bytes_of(token_id)
+        try:
+            return found.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)
+
     def _bytes_of(self, token_id: int) -> bytes:
         if self._tokenizer is None:
             return str(token_id).encode()
