@@ -33,6 +33,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     # what passes cost is measured once a model, however busy the machine
     patch.setattr(pass_cost, "STEADY", float("inf"))
+    patch.setattr(pass_cost, "HOLDS", float("inf"))
     # models this small only wait for each other on more threads, so one; test_bits.py also takes the machine's own number
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -288,3 +288,10 @@ def test_a_snapshot_adds_up_what_the_steps_brought(oracle):
     assert after.step_seconds > before.step_seconds and after.plain_seconds > before.plain_seconds
     assert after.accepted_by["right_then_wrong"] - before.accepted_by.get("right_then_wrong", 0) == stats.num_accepted_tokens
     assert (after.num_running, after.num_waiting, after.kv_cache_usage) == (0, 0, 0.0)
+
+
+@pytest.mark.parametrize("max_model_len", [2, 9, None])
+def test_warming_up_leaves_nothing_behind(tokenizer, max_model_len):
+    llm = LLM(make_model("llama", "fp32"), "prompt_lookup", tokenizer=tokenizer, max_model_len=max_model_len)
+    llm.warm_up()
+    assert idle(llm) and llm.engine.kv_cache.usage == 0.0

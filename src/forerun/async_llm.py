@@ -52,11 +52,17 @@ class AsyncLLM:
 
     @classmethod
     def load(cls, *arguments: Any, max_waiting: int = 1024, watchdog_seconds: float = 60.0, **settings: Any) -> AsyncLLM:
-        """Loads an `LLM`, whose arguments and settings these are, in the thread that will step it. Raises what `LLM` raises."""
+        """Loads an `LLM`, whose arguments and settings these are, in the thread that will step it, and warms it up. Raises what `LLM` raises."""
+
+        def loaded() -> LLM:
+            llm = LLM(*arguments, **settings)
+            llm.warm_up()
+            return llm
+
         thread = EngineThread()
         thread.start()
         try:
-            llm: LLM = thread.call(lambda: LLM(*arguments, **settings)).result()
+            llm: LLM = thread.call(loaded).result()
         except BaseException:
             thread.stop()
             raise

@@ -185,6 +185,14 @@ class LLM:
             output.error = error
         return output
 
+    def warm_up(self) -> None:
+        """A few steps with drafts of several lengths and without: what happens for the first time (captured passes, kernels chosen) happens now."""
+        prompt = [min(7, self.engine.vocab_size - 1)] * min(8, self.max_model_len - 1)
+        room = self.max_model_len - len(prompt)
+        for length in (0, 1, 4):
+            params = SamplingParams(temperature=0.0, max_tokens=max(1, min(6, room)), num_draft_tokens=length, ignore_eos=True, cache_salt="warm-up")
+            self.generate([prompt], params)
+
     def explain(self) -> Explanation:
         """What plain decoding costs here, what the drafters cost and bring, the speedup so far, and why drafts were cut: of all requests that finished."""
         return self.engine.explain()

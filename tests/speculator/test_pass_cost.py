@@ -68,6 +68,17 @@ def test_a_steady_measurement_is_remembered_and_no_other(model, tmp_path, monkey
     assert PassCost.measure(model, CONTEXT, tmp_path).row_seconds == table().row_seconds
 
 
+def test_what_does_not_hold_any_more_is_measured_again(model, tmp_path, monkeypatch):
+    """Passes of a tiny model take nothing like a second: those of a machine that was evenly busy are not believed for ever."""
+    monkeypatch.setattr(pass_cost, "HOLDS", 1.5)
+    monkeypatch.setattr(PassCost, "_measured", lambda model, max_model_len: (table(), True))
+    PassCost.measure(model, CONTEXT, tmp_path)
+    anew = PassCost((1, 4, 8), (0.5, 0.5, 0.5))
+    monkeypatch.setattr(PassCost, "_measured", lambda model, max_model_len: (anew, True))
+    assert PassCost.measure(model, CONTEXT, tmp_path) is anew
+    assert json.loads(next(tmp_path.iterdir()).read_text())["row_seconds"] == [0.5] * 3
+
+
 def test_a_broken_file_is_measured_again(model, tmp_path, monkeypatch):
     monkeypatch.setattr(PassCost, "_measured", lambda model, max_model_len: (table(), True))
     PassCost.measure(model, CONTEXT, tmp_path)

@@ -70,6 +70,12 @@ def test_guesses_dearer_than_what_they_bring_are_not_made(run, plain, texts):
     assert output.stats.num_draft_tokens == 0 and output.stats.decisions["cost"] >= 38
 
 
+def test_a_drafter_that_seems_to_cost_more_than_a_step_is_tried_one_day(run, texts):
+    """It may have been measured while the machine was busy; the probe is saved up for."""
+    [output] = run([PricedOracle(texts, 1.5)], flat(), params=replace(PARAMS, max_tokens=200))
+    assert output.stats.decisions["probe"] == 1 and output.stats.decisions["cost"] >= 148
+
+
 def test_wrong_guesses_are_given_up_and_probed_within_the_allowance(run, texts):
     drafter = PricedLiar(texts, 0.4)
     [output] = run([drafter], flat(), params=replace(PARAMS, max_tokens=100))

@@ -24,9 +24,11 @@ ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 CONTEXT = 96  # tokens before the measured rows
 MANY_REQUESTS = 16
 BUSH = (0, 1, 2, 3, 1, 2, 3, 1, 2, 3)  # depths of the rows of a draft with three branches
-ROUNDS = 5
+ROUNDS, FEW_ROUNDS = 5, 2
+SMALL = 16  # rows
 SECONDS = 8.0  # no further round begins behind these
 STEADY = 1.3  # the median over the least time of a shape
+HOLDS = 1.5  # times faster or slower than what is remembered: it is measured again
 GLOBAL_GAIN, LOCAL_GAIN = 0.1, 0.05  # how fast measured passes move what was measured at load
 MOST_OFF = 2.0  # a pass that took longer than this many times what was expected met something else than its rows
 
@@ -89,9 +91,12 @@ class PassCost:
         remembered = (cache_folder() if cache is None else cache) / f"pass-cost-{key}.json"
         try:
             kept = json.loads(remembered.read_text())
-            return cls(tuple(kept["rows"]), tuple(kept["row_seconds"]), float(kept["request_seconds"]), float(kept["branch_seconds"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            found, is_steady = cls._measured(model, max_model_len)
+            found = cls(tuple(kept["rows"]), tuple(kept["row_seconds"]), float(kept["request_seconds"]), float(kept["branch_seconds"]))
+            if found._still_holds(model, max_model_len):
+                return found
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            pass
+        found, is_steady = cls._measured(model, max_model_len)
         if not is_steady:
             return found  # a busy machine's figures are put right by the passes to come, not remembered
         try:
@@ -102,17 +107,23 @@ class PassCost:
             pass  # a read-only home costs a measurement at each load, nothing else
         return found
 
+    @torch.inference_mode()
+    def _still_holds(self, model: CausalModel, max_model_len: int) -> bool:
+        """Whether small passes take about as long as they did: the machine may have been evenly busy then, or fit for less. They are what is
+        captured, so it also happens before the first request.
+        """
+        start, counts = _start(max_model_len), [count for count in self.rows if count <= SMALL]
+        kv, token_id = _context(model, start, max(counts))
+        times = _times([partial(model.forward, [Segment(kv, [token_id] * count, start)]) for count in counts], model.device, FEW_ROUNDS)
+        return all(1 / HOLDS < min(each) / self.seconds(count) < HOLDS for count, each in zip(counts, times, strict=True))
+
     @classmethod
     @torch.inference_mode()
     def _measured(cls, model: CausalModel, max_model_len: int) -> tuple[PassCost, bool]:
         """The staircase, and whether the machine was quiet enough for it to be kept."""
-        start = max(0, min(CONTEXT, max_model_len - 2))
+        start = _start(max_model_len)
         rows = tuple(count for count in ROWS if count <= max(1, max_model_len - start)) or (1,)
-        kv = ContiguousSequence(start + max(rows))
-        token_id = min(7, model.vocab_size - 1)
-        if start:
-            model.prefill(Segment(kv, [token_id] * start, 0))
-        kv.num_tokens = start
+        kv, token_id = _context(model, start, max(rows))
         shapes: list[list[Segment]] = [[Segment(kv, [token_id] * count, start)] for count in rows]
         several, bush = min(MANY_REQUESTS, max(rows)), BUSH[: max(rows)]
         shapes.append([Segment(kv, [token_id], start) for _ in range(several)])
@@ -130,11 +141,25 @@ class PassCost:
         return cls(rows, tuple(rising), request_seconds, branch_seconds), is_steady
 
 
-def _times(actions: list[Callable[[], object]], device: torch.device) -> list[list[float]]:
+def _start(max_model_len: int) -> int:
+    """The position of the measured rows."""
+    return max(0, min(CONTEXT, max_model_len - 2))
+
+
+def _context(model: CausalModel, start: int, num_rows: int) -> tuple[ContiguousSequence, int]:
+    """A text of `start` tokens with room for so many rows, and the token that it is made of."""
+    kv, token_id = ContiguousSequence(start + num_rows), min(7, model.vocab_size - 1)
+    if start:
+        model.prefill(Segment(kv, [token_id] * start, 0))
+    kv.num_tokens = start
+    return kv, token_id
+
+
+def _times(actions: list[Callable[[], object]], device: torch.device, rounds: int = ROUNDS) -> list[list[float]]:
     """Of a few rounds for each, in alternation; the first round warms up."""
     found: list[list[float]] = [[] for _ in actions]
     began = time.perf_counter()
-    for round_index in range(1 + ROUNDS):
+    for round_index in range(1 + rounds):
         if round_index > 1 and time.perf_counter() - began > SECONDS:
             break
         for action, times in zip(actions, found, strict=True):

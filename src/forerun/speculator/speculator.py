@@ -57,6 +57,7 @@ class Speculator:
     def drafters(self, drafters: Sequence[Drafter]) -> None:
         self.sources = [Source(drafter) for drafter in drafters]
         self._allowance = 0.0  # seconds that may be spent for nothing
+        self._saving_for = 0.0  # seconds of a probe that was dearer than the allowance
         self._num_steps = 0
         self._resting: tuple[list[int], list[Decision]] = ([], [])  # requests for which nothing was worth verifying, and why
         # of the step that runs
@@ -200,8 +201,10 @@ class Speculator:
         own = [source for source in paid if source.serves(requests[index])]
         source = own[self._num_steps // len(limits) % len(own)]
         cost = source.cost.seconds(1, DraftBudget(1)) + self.costs.handling(1)
+        self._saving_for = cost
         if cost <= self._allowance:
             self._allowance -= cost
+            self._saving_for = 0.0
             if not self._proposals[index]:
                 self._decisions[index] = "probe"
             self._ask(source, requests, {index: DraftBudget(1)})
@@ -281,7 +284,8 @@ class Speculator:
         self.costs.step_took(num_rows, count, num_branches, num_tokens, pass_seconds, other_seconds)
         saved = plain - predicted if num_rows > count else 0.0
         self._allowance += IDLE_SHARE * plain_step + GAIN_SHARE * max(0.0, saved)
-        self._allowance = max(min(self._allowance, MOST_ALLOWED * plain_step), -MOST_ALLOWED * plain_step)
+        most = max(MOST_ALLOWED * plain_step, self._saving_for)  # a drafter that seems to cost more than a step is tried one day, too
+        self._allowance = max(min(self._allowance, most), -MOST_ALLOWED * plain_step)
         return StepCost(predicted, plain, tuple(self._decisions))
 
     def free(self, request_ids: Sequence[int]) -> None:
