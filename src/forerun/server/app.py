@@ -28,6 +28,8 @@ def create_app(async_llm: AsyncLLM, settings: ServerSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
             async with async_llm, state.sandbox:
+                if async_llm.llm.tokenizer is not None:  # the first text takes a second: not that of a client
+                    await state.chat_prompt.encode_text("ready")
                 yield
         finally:
             await state.watch.close()
