@@ -82,7 +82,14 @@ def test_wrong_guesses_are_given_up_and_probed_within_the_allowance(run, texts):
     stats = output.stats
     assert stats.decisions["drafted"] < 10
     assert stats.decisions["probe"] * 0.4 <= IDLE_SHARE * 100 + 0.4
-    assert stats.decisions["low_acceptance"] + stats.decisions["probe"] + stats.decisions["drafted"] + stats.decisions["no_room"] == 100
+    assert sum(stats.decisions[reason] for reason in ("first_token", "low_acceptance", "probe", "drafted", "no_room")) == 100
+
+
+def test_the_first_token_waits_for_no_drafter_that_costs(run, texts):
+    [output] = run([PricedOracle(texts, 0.2)], flat())
+    assert output.stats.decisions["first_token"] == 1 and output.stats.decisions["drafted"] > 3
+    [output] = run([PricedOracle(texts, 0.2)], flat(), params=replace(PARAMS, num_draft_tokens=4))
+    assert output.stats.decisions["first_token"] == 0, "a length that was asked for is tried at every step"
 
 
 def test_free_wrong_guesses_soon_take_no_rows(run, texts):

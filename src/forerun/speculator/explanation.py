@@ -18,6 +18,7 @@ MEANINGS: dict[Decision, str] = {
     "batch_full": "so many requests run together that further rows cost more than they bring",
     "cost": "drafting costs more than even perfect guesses would bring",
     "no_candidate": "no drafter had a guess",
+    "first_token": "the first token did not wait for a drafter to read the prompt",
     "no_room": "the last token before max_tokens needs no draft",
     "off_by_request": "num_draft_tokens is 0, or there is no drafter",
 }

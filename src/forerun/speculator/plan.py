@@ -10,10 +10,10 @@ from forerun.drafters.base import DraftBudget
 from forerun.speculator.cost_model import CostModel, DraftCost
 
 WIDTHS = (1, 2, 4)
-MARGIN = 1.02  # a draft that promises less than this over plain decoding is left alone: the promise is an estimate
+MARGIN = 1.08  # a draft that promises less than this over plain decoding is left alone: the promise is off by some percent, either way
 
 Edges = Sequence[Sequence[float]]  # by depth and rank
-Decision = Literal["drafted", "probe", "cost", "low_acceptance", "batch_full", "no_candidate", "off_by_request", "no_room", "forced"]
+Decision = Literal["drafted", "probe", "cost", "low_acceptance", "batch_full", "no_candidate", "off_by_request", "no_room", "forced", "first_token"]
 
 
 @dataclass(frozen=True, slots=True)

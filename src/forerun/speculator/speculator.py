@@ -137,7 +137,10 @@ class Speculator:
                 self._decisions[index] = "drafted"
 
     def _draft_auto(self, requests: Sequence[DraftRequest], limits: Mapping[int, int], trees: list[TokenTree]) -> None:
-        """Drafters that cost next to nothing first; then, for each request, the one that promises most, where that is more than what is there."""
+        """Drafters that cost next to nothing first; then, for each request, the one that promises most, where that is more than what is there.
+
+        A drafter that costs something would have to read the prompt first, so it is asked behind the first token.
+        """
         began = time.perf_counter()
         most = FREE_SHARE * self.costs.plain(len(requests)) - self.costs.handling(len(limits))
         deepest = DraftBudget(max(limits.values()))
@@ -147,8 +150,11 @@ class Speculator:
                 open_ = {index: limit for index, limit in limits.items() if self._is_open(requests, index) and source.serves(requests[index])}
                 self._ask(source, requests, {index: self._free_budget(requests[index], limit) for index, limit in open_.items()})
         if paid:
-            served = {index: limit for index, limit in limits.items() if any(source.serves(requests[index]) for source in paid)}
-            self._ask_paid(requests, {index: limit for index, limit in served.items() if self._is_open(requests, index)}, paid)
+            served = [index for index in limits if any(source.serves(requests[index]) for source in paid) and self._is_open(requests, index)]
+            for index in served:
+                if not requests[index].output_token_ids and not self._proposals[index]:
+                    self._decisions[index] = "first_token"
+            self._ask_paid(requests, {index: limits[index] for index in served if requests[index].output_token_ids}, paid)
         guessed = [index for index in limits if self._proposals[index]]
         if guessed:
             weighing = time.perf_counter()

@@ -10,7 +10,7 @@ const MOST_REASONS = 4;
 // Reasons of the engine's decisions about drafts, in words.
 const REASONS = {
   drafted: "drafted", forced: "forced by a grammar", probe: "probe", low_acceptance: "guesses too often wrong", batch_full: "batch is full",
-  cost: "drafting costs too much", no_candidate: "no guess", no_room: "last token", off_by_request: "off by request",
+  cost: "drafting costs too much", no_candidate: "no guess", no_room: "last token", first_token: "first token", off_by_request: "off by request",
 };
 
 export class Gauges {
