@@ -102,9 +102,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_before_anything_is_loaded(case, capsys, monkeypatch):
-    from forerun.cli import app, serve
+    from forerun.cli import app
 
-    monkeypatch.setattr(sys.modules[serve.__module__], "LLM", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr(AsyncLLM, "load", lambda *_, **__: pytest.fail("it was loaded"))
     options, named = REFUSED[case]
     with pytest.raises(SystemExit) as ended:
         app(["serve", *options])

@@ -85,8 +85,8 @@ class _Completion:
         made: dict[str, Any] = {"index": choice, "text": text, "logprobs": None}
         if self._body.logprobs is not None:
             offset = self._offsets.get(choice, 0)
-            made["logprobs"] = found = completion_logprobs(with_logprobs(tokens), self._state.token_texts, self._body.logprobs, offset)
-            self._offsets[choice] = offset + sum(map(len, found["tokens"]))
+            made["logprobs"] = completion_logprobs(with_logprobs(tokens), self._state.token_texts, self._body.logprobs, offset)
+            self._offsets[choice] = offset + sum(len(self._state.token_texts.text_of(token.token_id)) for token in tokens)
         if self._asked.tokens:
             made["tokens"] = token_report(tokens)
         return made
