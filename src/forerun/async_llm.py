@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -116,6 +117,12 @@ class AsyncLLM:
         and RequestFailedError where a continuation broke while it ran.
         """
         listener = await self._submit(prompt, params or SamplingParams(), priority)
+        async with aclosing(self._updates(listener)) as updates:  # closed with this stream, not whenever it is collected
+            async for update in updates:
+                yield StreamedUpdate(update.request.index, tuple(update.tokens), update.request.output() if update.is_last else None)
+
+    async def _updates(self, listener: _Listener) -> AsyncGenerator[RequestUpdate]:
+        """What comes for these requests until all of them ended; an error of one of them is raised, and whoever closes this ends the rest."""
         try:
             left = len(listener.requests)
             while left:
@@ -123,7 +130,7 @@ class AsyncLLM:
                 left -= update.is_last
                 if update.is_last and update.request.error is not None:
                     raise update.request.error
-                yield StreamedUpdate(update.request.index, tuple(update.tokens), update.request.output() if update.is_last else None)
+                yield update
         finally:
             self._forget(listener)
 
@@ -133,15 +140,9 @@ class AsyncLLM:
         token_ids = await self.encode(prompt)
         result = RequestOutput(prompt if isinstance(prompt, str) else None, token_ids)
         listener = await self._submit(token_ids, params, priority)
-        try:
-            left = len(listener.requests)
-            while left:
-                update = await listener.updates.get()
-                left -= update.is_last
-                if update.is_last and update.request.error is not None:
-                    raise update.request.error
-        finally:
-            self._forget(listener)
+        async with aclosing(self._updates(listener)) as updates:
+            async for _ in updates:
+                pass
         result.completions = [request.output() for request in listener.requests]
         if params.prompt_logprobs is not None:
             result.prompt_logprobs = listener.requests[0].prompt_logprobs
