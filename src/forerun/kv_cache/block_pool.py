@@ -52,7 +52,7 @@ class BlockPool:
         digest = self._digests.pop(block, None)
         if digest is not None:
             del self._blocks[digest]
-        self._hold(block)
+        self.hold(block)
         return block
 
     def _next(self, owner: int) -> int:
@@ -68,15 +68,12 @@ class BlockPool:
         assert self._num_holders[block] == 0, "a block was taken where none is available"
         return block
 
-    def _hold(self, block: int) -> None:
+    def hold(self, block: int) -> None:
+        """One holder more of a block that is held, remembered or just taken."""
         if self._num_holders[block] == 0:
             self.num_available -= 1
             self._last_used[block] = HELD
         self._num_holders[block] += 1
-
-    def share(self, block: int) -> None:
-        """One holder more of a block that is held or remembered."""
-        self._hold(block)
 
     def release(self, block: int) -> None:
         """One holder less."""

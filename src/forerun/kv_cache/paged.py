@@ -164,7 +164,7 @@ class PagedCache:
         if num_new > self.pool.num_available - sum(not self.pool.is_held(block) for block in shared):
             return None
         for block in shared:
-            self.pool.share(block)
+            self.pool.hold(block)
             sequence.append(block)
         self.pool.reserve(sequence.request_id, num_blocks_for(max(num_rows, num_tokens)) - len(shared))
         for _ in range(num_new):
