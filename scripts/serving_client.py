@@ -100,12 +100,16 @@ class Connection:
 
     async def _open(self) -> None:
         made = socket.socket()
-        made.setblocking(False)
-        if self.slow:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await asyncio.get_running_loop().sock_connect(made, ("127.0.0.1", self.port))
-        self._reader, self._writer = await asyncio.open_connection(sock=made, limit=SMALL_BUFFER if self.slow else 2**20)
+        try:
+            made.setblocking(False)
+            if self.slow:
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.get_running_loop().sock_connect(made, ("127.0.0.1", self.port))
+            self._reader, self._writer = await asyncio.open_connection(sock=made, limit=SMALL_BUFFER if self.slow else 2**20)
+        except BaseException:  # cancelled on the way: nobody else knows the socket yet
+            made.close()
+            raise
 
 
 async def ask(port: int, method: str, path: str, payload: Any = None, key: str | None = None) -> tuple[int, Any]:
