@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+import serving_fault_cases as cases
+from bystanders import check, neighbours
 from served_model import served_llm
+from serving_fault_stages import STAGES, VICTIM_SEED, InProcessServer
+from serving_workload import Kind
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
-
-import serving_fault_cases as cases  # noqa: E402
-from serving_fault_stages import STAGES, VICTIM_SEED, InProcessServer  # noqa: E402
-from serving_workload import Kind  # noqa: E402
-
-TEXTS = ("to be or not to be", "in the inn there is a tin", "a b c a b c a b", "that is the question")
-NEIGHBOURS = [
-    Kind(f"prompt {i}", text, {"temperature": float(i % 2), "max_tokens": 10, "seed": i, "ignore_eos": True, "n": 2 if i == 3 else 1}) for i, text in enumerate(TEXTS)
-]
+NEIGHBOURS = neighbours(10)
 CACHE_BLOCK_BYTES = 2 * 2 * 2 * 16 * 4 * 64  # keys and values, layers, heads, head size, float32, tokens
-
-
-@pytest.fixture(scope="module")
-def expected():
-    return cases.Expected(served_llm())
-
-
-@pytest.fixture(scope="module")
-def server():
-    with InProcessServer(served_llm()) as server:
-        yield server
-
-
-def check(case: cases.Case) -> None:
-    assert not case.wrong, case.wrong[:5]
-    assert case.health, "/health was never asked"
 
 
 @pytest.mark.parametrize("name, streams", [(name, streams) for name in STAGES for streams in (True, False) if streams or STAGES[name].is_fatal])

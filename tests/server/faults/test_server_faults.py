@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
-import pytest
+import serving_fault_cases as cases
+from bystanders import check, neighbours
 from served_model import served_llm
+from serving_fault_stages import MODEL, InProcessServer
+from serving_malformed import corpus
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
-
-import serving_fault_cases as cases  # noqa: E402
-from serving_fault_stages import MODEL, InProcessServer  # noqa: E402
-from serving_malformed import corpus  # noqa: E402
-from serving_workload import Kind  # noqa: E402
-
-TEXTS = ("to be or not to be", "in the inn there is a tin", "a b c a b c a b", "that is the question")
-NEIGHBOURS = [
-    Kind(f"prompt {i}", text, {"temperature": float(i % 2), "max_tokens": 20, "seed": i, "ignore_eos": True, "n": 2 if i == 3 else 1}) for i, text in enumerate(TEXTS)
-]
-
-
-@pytest.fixture(scope="module")
-def expected():
-    return cases.Expected(served_llm())
-
-
-@pytest.fixture(scope="module")
-def server():
-    with InProcessServer(served_llm()) as server:
-        yield server
-
-
-def check(case: cases.Case) -> None:
-    assert not case.wrong, case.wrong[:5]
-    assert case.health, "/health was never asked"
+NEIGHBOURS = neighbours(20)
 
 
 def test_clients_that_vanish_leave_nothing_behind(server, expected):
