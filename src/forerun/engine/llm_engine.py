@@ -7,13 +7,14 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import count, pairwise
+from itertools import count
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from forerun.config import EngineConfig, SamplingParams
 from forerun.drafters import Drafter
+from forerun.engine.accounts import Accounts
 from forerun.engine.detokenizer import Detokenizer
 from forerun.engine.model_runner import ModelRunner
 from forerun.engine.request import Batch, Request, RequestUpdate
@@ -60,9 +61,7 @@ class LLMEngine:
         self.verifier = Verifier(noise)
         self._grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab_size, eos_token_ids)
         self.finished_stats = SpeculationStats()  # of all requests that ended
-        # of all steps
-        self._totals = SpeculationStats()
-        self._num_steps = self._num_rows = self._num_drafts = 0
+        self._accounts = Accounts()  # of all steps
         self._request_ids = count()
 
     def add_request(self, prompt_token_ids: list[int], params: SamplingParams, *, priority: int = 0) -> list[int]:
@@ -176,27 +175,14 @@ class LLMEngine:
 
     def snapshot(self) -> EngineSnapshot:
         """How full the engine is, and what its steps brought so far. Any thread may ask."""
-        totals = self._totals
-        return EngineSnapshot(
+        return replace(
+            self._accounts.figures(),
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting),
             kv_cache_usage=self.kv_cache.usage,
             num_preemptions=self.scheduler.num_preemptions,
             prefix_cache_queries=self.kv_cache.num_queries,
             prefix_cache_hits=self.kv_cache.num_hits,
-            num_steps=self._num_steps,
-            num_rows=self._num_rows,
-            num_drafts=self._num_drafts,
-            num_output_tokens=totals.num_output_tokens,
-            num_draft_tokens=totals.num_draft_tokens,
-            num_accepted_tokens=totals.num_accepted_tokens,
-            step_seconds=totals.draft_seconds + totals.verify_seconds + totals.other_seconds,
-            draft_seconds=totals.draft_seconds,
-            plain_seconds=totals.plain_seconds,
-            decisions=dict(totals.decisions),
-            accepted_per_position=tuple(totals.accepted_per_position),
-            drafted_by=dict(totals.drafted_by),
-            accepted_by=dict(totals.accepted_by),
         )
 
     @torch.inference_mode()
@@ -211,7 +197,7 @@ class LLMEngine:
             self.model_runner.prefill(batch)
             clock.append(time.perf_counter())
             if not batch.requests:
-                self._account_prefill(batch, clock[1] - clock[0])
+                self._accounts.prefill(batch, clock[1] - clock[0])
                 return []
             trees = self._propose(batch.requests)
             clock.append(time.perf_counter())
@@ -225,7 +211,7 @@ class LLMEngine:
         updates = [self._commit(request, kept) for request, kept in zip(batch.requests, verified, strict=True)]
         clock.append(time.perf_counter())
         try:
-            self._account(batch, updates, trees, clock)
+            self._accounts.step(self.speculator, batch, updates, trees, clock)
         except Exception:
             logger.exception("the figures of this step are lost")
         self._release([update.request for update in updates if update.is_last])
@@ -280,44 +266,6 @@ class LLMEngine:
         for request in requests:
             self.finished_stats.add(request.stats)
             self.kv_cache.free(request.request_id, spoilt=request.error is not None)
-
-    def _account(self, batch: Batch, updates: Sequence[RequestUpdate], trees: Sequence[TokenTree], clock: Sequence[float]) -> None:
-        """Shares the step's times out: those of prompts by their tokens, all others by rows."""
-        prefilled, drafted, passed, ended = (after - before for before, after in pairwise(clock))
-        self._account_prefill(batch, prefilled)
-        expected = self.speculator.step_took(sum(len(update.tokens) for update in updates), passed, ended)
-        num_rows = len(trees) + sum(map(len, trees))
-        for update, tree, decision in zip(updates, trees, expected.decisions, strict=True):
-            share, stats = (1 + len(tree)) / num_rows, update.request.stats
-            stats.num_draft_tokens += len(tree)
-            stats.draft_seconds += drafted * share
-            stats.verify_seconds += passed * share
-            stats.other_seconds += ended * share
-            stats.predicted_seconds += expected.predicted_seconds * share
-            stats.plain_seconds += expected.plain_seconds * share
-            stats.decisions[decision] += 1
-            stats.drafted_by.update(tree.sources)
-        self._num_steps += 1
-        self._num_rows += num_rows
-        self._num_drafts += sum(bool(tree) for tree in trees)
-        totals = self._totals
-        totals.num_draft_tokens += num_rows - len(trees)
-        totals.draft_seconds += drafted
-        totals.verify_seconds += passed
-        totals.other_seconds += ended
-        totals.plain_seconds += expected.plain_seconds
-        totals.decisions.update(expected.decisions)
-        for update, tree in zip(updates, trees, strict=True):
-            totals.num_output_tokens += len(update.tokens)
-            totals.count_accepted(sum(token.accepted for token in update.tokens))
-            totals.drafted_by.update(tree.sources)
-            totals.accepted_by.update(token.drafter for token in update.tokens if token.drafter is not None)
-
-    @staticmethod
-    def _account_prefill(batch: Batch, seconds: float) -> None:
-        num_tokens = sum(chunk.end - chunk.start for chunk in batch.prefills)
-        for chunk in batch.prefills:
-            chunk.request.stats.prefill_seconds += seconds * (chunk.end - chunk.start) / num_tokens
 
     @torch.inference_mode()
     def fail_all(self, why: str) -> list[RequestUpdate]:
