@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import httpx2
 import pytest
-from conftest import make_llm, serving
+from live_server import make_llm, serving
 
 from forerun import AsyncLLM
 from forerun.server.serving import is_loopback
