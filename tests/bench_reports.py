@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from forerun.bench.methods import Run
+from forerun.bench.jobs import Run
 from forerun.bench.report import summarise
 from forerun.types import SpeculationStats
 

@@ -13,7 +13,8 @@ import pytest
 from forerun.bench import BenchConfig, run_benchmark
 from forerun.bench.engines import Engines, labelled_drafters
 from forerun.bench.harness import MIXED, _category, _groups
-from forerun.bench.methods import DEFAULT_METHODS, Run
+from forerun.bench.jobs import Run
+from forerun.bench.methods import COMPILED, DEFAULT_METHODS
 from forerun.bench.report import summarise
 from forerun.bench.tables import notes, table
 from forerun.prompts import Prompt, bundled_prompts, read_prompts, read_workloads, spread
@@ -48,10 +49,11 @@ def test_a_report_says_what_was_measured_on_what(report):
 def test_every_setting_has_every_method(report):
     assert [(each["batch_size"], each["temperature"]) for each in report["results"]] == [(1, 0.0), (1, 1.0), (2, 0.0), (2, 1.0)]
     for result in report["results"][:2]:
-        assert set(result["methods"]) == set(DEFAULT_METHODS)
+        assert set(result["methods"]) == set(DEFAULT_METHODS) - {COMPILED}
     for result in report["results"][2:]:
         assert set(result["methods"]) == {"plain", "speculative", "speculative-4", "transformers"}
     assert "transformers-lookup, batch 2" in report["skipped"]
+    assert "takes minutes" in report["skipped"][COMPILED]  # nobody asked for it, and this is the CPU
 
 
 def test_figures_of_a_method(report):

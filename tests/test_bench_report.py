@@ -12,7 +12,7 @@ import pytest
 from bench_reports import METHODS, made_up
 from typer.testing import CliRunner
 
-from forerun.bench.methods import Run
+from forerun.bench.jobs import Run
 from forerun.bench.page import BLOCKS, page
 from forerun.bench.pictures import PICTURES, as_svg, drawn, save_pictures
 from forerun.bench.report import summarise

@@ -10,7 +10,7 @@ import torch
 
 from forerun.bench import energy as module
 from forerun.bench.energy import energy
-from forerun.bench.methods import Job, Run
+from forerun.bench.jobs import Job, Run
 from forerun.energy_counters import EnergyCounter, find_counters
 
 CPU = torch.device("cpu")

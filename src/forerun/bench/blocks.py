@@ -11,7 +11,8 @@ from rich.table import Table
 from forerun.bench.compare import compare
 from forerun.bench.energy import energy
 from forerun.bench.engines import Engines
-from forerun.bench.methods import PLAIN, SPECULATIVE, Job, Method
+from forerun.bench.jobs import Job, Method
+from forerun.bench.methods import PLAIN, SPECULATIVE
 from forerun.bench.roofline import roofline
 from forerun.energy_counters import find_counters
 

@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from forerun.bench.engines import Engines
-from forerun.bench.methods import PLAIN, SPECULATIVE, Forerun, Job
+from forerun.bench.jobs import Job
+from forerun.bench.methods import PLAIN, SPECULATIVE, Forerun
 from forerun.bench.quantised import QUANTISED, quantised
 from forerun.bench.roofline import cost_of, weight_bytes
 from forerun.kv_cache.contiguous import ContiguousSequence

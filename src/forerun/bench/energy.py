@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from forerun.bench.methods import Job, Method
+from forerun.bench.jobs import Job, Method
 from forerun.energy_counters import EnergyCounter, reason
 
 IDLE_SECONDS = 1.0

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from forerun.bench.blocks import comparison_block, machine_blocks
 from forerun.bench.engines import Engines, is_model, labelled_drafters
-from forerun.bench.methods import Job, Method, Run, build, check_names, every_method
+from forerun.bench.jobs import Job, Method, Run
+from forerun.bench.methods import build, check_names, every_method
 from forerun.bench.profile import profile
 from forerun.bench.report import summarise
 from forerun.llm import LLM, Drafters
@@ -67,7 +68,7 @@ def run_benchmark(config: BenchConfig, prompts: Sequence[Prompt], advance: Advan
     widened = None if config.widen is None else engines.widen(config.widen, prompts)
     llm = engines.llm()
     fitting, skipped = _fitting(llm, prompts, config.max_tokens)
-    methods, unable = build(config.method_names, engines)
+    methods, unable = build(config.method_names, engines, asked=bool(config.methods))
     skipped |= unable
     results = []
     total = sum(config.rounds * len(_able(methods, size)) * -(-len(fitting) // size) for size in config.batch_sizes) * len(config.temperatures)
@@ -84,9 +85,9 @@ def run_benchmark(config: BenchConfig, prompts: Sequence[Prompt], advance: Advan
         groups = _groups(fitting, size)
         encoded = [[encode(llm, prompt, config.max_tokens) for prompt in group] for group in groups]
         categories = [_category(group) for group in groups]
-        _warm_up(able, encoded[0], config, advance)
+        warm_up(able, encoded[0], config, advance)
         for temperature in config.temperatures:
-            runs = _alternate(able, encoded, temperature, config, one_done)
+            runs = alternate(able, encoded, temperature, config, one_done)
             results.append({"temperature": temperature, "batch_size": size, **summarise(runs, categories)})
     texts = [encode(llm, prompt, config.max_tokens) for prompt in fitting]
     return {
@@ -148,7 +149,7 @@ def _category(group: Sequence[Prompt]) -> str:
     return names.pop() if len(names) == 1 else MIXED
 
 
-def _warm_up(methods: Sequence[Method], group: list[list[int]], config: BenchConfig, advance: Advance) -> None:
+def warm_up(methods: Sequence[Method], group: list[list[int]], config: BenchConfig, advance: Advance) -> None:
     """Apart from what is measured: first passes of a size, and what the engine has yet to learn about its costs."""
     for method in methods:
         advance(0, 1, f"warming up {method.name}")
@@ -156,7 +157,7 @@ def _warm_up(methods: Sequence[Method], group: list[list[int]], config: BenchCon
             method.run(Job(group, temperature, 0, min(WARM_UP_TOKENS, config.max_tokens)))
 
 
-def _alternate(
+def alternate(
     methods: Sequence[Method], groups: Sequence[list[list[int]]], temperature: float, config: BenchConfig, one_done: Callable[[str], None]
 ) -> dict[str, list[list[Run]]]:
     """`runs[method][job][round]`; every job goes once through all methods, and another method begins each time."""

@@ -5,61 +5,30 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from forerun.bench.compiled import Compiled, why_not_compiled
 from forerun.bench.engines import Engines
+from forerun.bench.jobs import Job, Method, Run, arguments_of, longest_prompt
 from forerun.config import NumDraftTokens, SamplingParams
 from forerun.llm import LLM, total_stats
 from forerun.machine import synchronise
-from forerun.types import InvalidInputError, SpeculationStats
+from forerun.types import InvalidInputError
 
 PLAIN = "plain"
 SPECULATIVE = "speculative"  # all drafters, "auto"
 FIXED = "speculative-"  # followed by the number of draft tokens
 DRAFTER = "drafter:"  # followed by the name of one of several, which then drafts alone
 TRANSFORMERS = "transformers"
+COMPILED = "transformers-compiled"  # a static cache and torch.compile
 ASSISTED = "transformers-assisted"  # its own settings
 ASSISTED_CONSTANT = "transformers-assisted-5"  # five draft tokens, constant
 LOOKUP = "transformers-lookup"
-DEFAULT_METHODS = (PLAIN, SPECULATIVE, FIXED + "4", TRANSFORMERS, ASSISTED, ASSISTED_CONSTANT, LOOKUP)
+DEFAULT_METHODS = (PLAIN, SPECULATIVE, FIXED + "4", TRANSFORMERS, COMPILED, ASSISTED, ASSISTED_CONSTANT, LOOKUP)
 LOOKUP_TOKENS = 10  # the value in transformers' own documentation
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Prompts to complete together."""
-
-    prompts: list[list[int]]  # token ids
-    temperature: float
-    seed: int
-    max_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One job done by one method."""
-
-    seconds: float
-    token_ids: list[list[int]]
-    num_target_passes: int  # summed over the prompts
-    stats: SpeculationStats | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(map(len, self.token_ids))
-
-
-class Method(Protocol):
-    """A way of generating, ready to run."""
-
-    name: str
-    max_batch_size: int | None
-
-    def run(self, job: Job) -> Run: ...
 
 
 class Forerun:
@@ -97,28 +66,21 @@ class Transformers:
         self._num_passes = 0
 
     def run(self, job: Job) -> Run:
-        arguments = dict(self._arguments)
+        arguments = self._arguments | arguments_of(job, self._model)
         if self._assistant is not None:
             # generate() writes what it has learnt into this config: each run starts from the same one
             self._assistant.generation_config = copy.deepcopy(self._assistant_config or GenerationConfig())
             arguments["assistant_model"] = self._assistant
-        sampling = {"do_sample": True, "temperature": job.temperature, "top_k": 0, "top_p": 1.0} if job.temperature > 0 else {"do_sample": False}
-        pad = self._model.generation_config.pad_token_id if self._model.generation_config is not None else None
-        longest = max(map(len, job.prompts))
-        ids = torch.tensor([[pad or 0] * (longest - len(prompt)) + prompt for prompt in job.prompts], device=self._model.device)
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in job.prompts], device=self._model.device)
         torch.manual_seed(job.seed)
         self._num_passes = 0
         counter = self._model.register_forward_hook(self._count)
         synchronise(self._model.device)
         began = time.perf_counter()
-        output: Any = self._model.generate(  # type: ignore[operator]
-            ids, attention_mask=mask, max_new_tokens=job.max_tokens, min_new_tokens=job.max_tokens, pad_token_id=pad or 0, **sampling, **arguments
-        )
+        output: Any = self._model.generate(**arguments)  # type: ignore[operator]
         synchronise(self._model.device)
         seconds = time.perf_counter() - began
         counter.remove()
-        return Run(seconds, output[:, longest:].tolist(), self._num_passes * len(job.prompts))
+        return Run(seconds, output[:, longest_prompt(job) :].tolist(), self._num_passes * len(job.prompts))
 
     def _count(self, *_: Any) -> None:
         self._num_passes += 1
@@ -149,8 +111,8 @@ def check_names(names: Sequence[str], drafters: Sequence[str]) -> None:
             raise InvalidInputError("method", name, f"give one of {', '.join(DEFAULT_METHODS)}, {FIXED}K for K draft tokens, {DRAFTER}NAME for one drafter")
 
 
-def build(names: Sequence[str], engines: Engines) -> tuple[list[Method], dict[str, str]]:
-    """The methods, and why those that cannot run here were left out."""
+def build(names: Sequence[str], engines: Engines, asked: bool = True) -> tuple[list[Method], dict[str, str]]:
+    """The methods, and why those that cannot run here were left out. `asked`: somebody named them."""
     methods: list[Method] = []
     skipped: dict[str, str] = {}
     assistant = engines.assistant() if any(name in (ASSISTED, ASSISTED_CONSTANT) for name in names) else None
@@ -167,6 +129,12 @@ def build(names: Sequence[str], engines: Engines) -> tuple[list[Method], dict[st
             methods.append(Forerun(name, engines.llm(), int(name.removeprefix(FIXED))))
         elif name == TRANSFORMERS:
             methods.append(Transformers(name, engines.model))
+        elif name == COMPILED:
+            reason = why_not_compiled(engines.model.device, asked)
+            if reason is None:
+                methods.append(Compiled(name, engines.model))
+            else:
+                skipped[name] = reason
         elif name == LOOKUP:
             methods.append(Transformers(name, engines.model, prompt_lookup_num_tokens=LOOKUP_TOKENS))
         elif assistant is not None:

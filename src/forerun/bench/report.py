@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from forerun.bench.methods import ASSISTED, ASSISTED_CONSTANT, LOOKUP, PLAIN, SPECULATIVE, TRANSFORMERS, Run
+from forerun.bench.jobs import Run
+from forerun.bench.methods import ASSISTED, ASSISTED_CONSTANT, COMPILED, LOOKUP, PLAIN, SPECULATIVE, TRANSFORMERS
 from forerun.types import SpeculationStats
 
 # whose speed over whose is reported beside the speedups over plain
-RATIOS = ((PLAIN, TRANSFORMERS), (SPECULATIVE, TRANSFORMERS), (SPECULATIVE, ASSISTED), (SPECULATIVE, ASSISTED_CONSTANT), (SPECULATIVE, LOOKUP))
+RATIOS = (
+    (PLAIN, TRANSFORMERS), (PLAIN, COMPILED), (SPECULATIVE, TRANSFORMERS), (SPECULATIVE, COMPILED), (SPECULATIVE, ASSISTED), (SPECULATIVE, ASSISTED_CONSTANT),
+    (SPECULATIVE, LOOKUP),
+)  # fmt: skip
 COUNTED = ("num_draft_tokens", "accepted_per_position", "decisions", "drafted_by", "accepted_by")  # of the engine's own figures
 EXPECTED = ("predicted_seconds", "plain_seconds")  # by its cost model: of these steps, and of the same tokens without drafts
 
