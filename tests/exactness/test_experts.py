@@ -14,6 +14,13 @@ architectures = pytest.mark.parametrize("architecture", EXPERT_ARCHITECTURES)
 TOP_K = 2
 
 
+@pytest.fixture(params=["by_expert", "on_device"])
+def way(request, monkeypatch):
+    """A CPU's way, and that of a pass on CUDA with the twins of its kernels."""
+    if request.param == "on_device":
+        monkeypatch.setattr(experts, "shares_by_expert", experts.shares_on_device)
+
+
 def experts_of(architecture, dtype):
     """The experts of the last layer, made to use the function under test."""
     model = make_model(architecture, "fp32").to(dtype)
@@ -32,7 +39,7 @@ def routing(num_rows, num_experts, dtype, seed=0):
 @torch.inference_mode()
 @dtypes
 @architectures
-def test_agrees_with_transformers_own(architecture, dtype):
+def test_agrees_with_transformers_own(architecture, dtype, way):
     layer = experts_of(architecture, dtype)
     rows, index, weights = routing(150, layer.num_experts, dtype)
     found = layer(rows, index, weights)
@@ -46,7 +53,7 @@ def test_agrees_with_transformers_own(architecture, dtype):
 @torch.inference_mode()
 @dtypes
 @architectures
-def test_a_row_has_the_same_bits_whoever_shares_its_experts(architecture, dtype):
+def test_a_row_has_the_same_bits_whoever_shares_its_experts(architecture, dtype, way):
     layer = experts_of(architecture, dtype)
     rows, index, weights = routing(128, layer.num_experts, dtype)
     together = layer(rows, index, weights)
@@ -57,8 +64,23 @@ def test_a_row_has_the_same_bits_whoever_shares_its_experts(architecture, dtype)
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss"])  # gpt-oss: biases, transposed weights, a gate of its own
+def test_kernels_agree_with_a_loop_over_experts(architecture, monkeypatch):
+    """In Triton's interpreter where there is no GPU."""
+    kernel = pytest.importorskip("forerun.kernels.expert_linear_kernel", reason="needs triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layer = experts_of(architecture, torch.float32).to(device)
+    rows, index, weights = (each.to(device) for each in routing(20, layer.num_experts, torch.float32))
+    index[3, 1] = layer.num_experts
+    expected = experts.shares_by_expert(layer, rows, index, weights)
+    monkeypatch.setattr(experts, "expert_linear", kernel.launch_expert_linear)
+    torch.testing.assert_close(experts.shares_on_device(layer, rows, index, weights), expected, rtol=1e-5, atol=1e-5)
+    assert not expected[3, 1].any()
+
+
+@torch.inference_mode()
 @dtypes
-def test_all_rows_at_one_expert(dtype):
+def test_all_rows_at_one_expert(dtype, way):
     layer = experts_of("mixtral", dtype)
     rows, index, weights = routing(128, layer.num_experts, dtype)
     index[:, 0], index[:, 1] = 1, 3
@@ -67,7 +89,7 @@ def test_all_rows_at_one_expert(dtype):
 
 
 @torch.inference_mode()
-def test_an_id_past_the_last_expert_adds_nothing():
+def test_an_id_past_the_last_expert_adds_nothing(way):
     layer = experts_of("mixtral", torch.float32)
     rows, index, weights = routing(6, layer.num_experts, torch.float32)
     elsewhere = index.clone()

@@ -2,17 +2,21 @@
 
 A row shares its experts with whoever else chose them, so the number of rows that an expert multiplies changes from pass to pass, and with it
 the kernel. Here every product has a multiple of `row_step` rows, at most 32, and a row's experts are added in the row's own order
-(docs/decisions/0006). Installed through transformers' ExpertsInterface; model files stay as they are.
+(docs/decisions/0006). On CUDA one kernel takes every expert in turn, and nothing waits for the host (docs/decisions/0016).
+Installed through transformers' ExpertsInterface; model files stay as they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ExpertsInterface
+
+from forerun.kernels.expert_linear import ExpertTiles, expert_linear, expert_tiles
 
 EXPERTS_NAME = "forerun"
 BLOCK_ROWS = 32  # `F.linear` in bfloat16 is row-invariant up to here on every processor measured, on some not above
@@ -36,6 +40,16 @@ def experts_in_fixed_order(
 
     Ids past the last expert count as no expert at all (transformers' mark for experts that another device holds).
     """
+    share = shares_on_device if hidden_states.device.type == "cuda" else shares_by_expert
+    by_rank = share(module, hidden_states, top_k_index, top_k_weights)
+    total = by_rank[:, 0]
+    for rank in range(1, by_rank.shape[1]):  # one by one: a reduction may add in another order at other sizes
+        total = total + by_rank[:, rank]
+    return total.to(hidden_states.dtype)
+
+
+def shares_by_expert(module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
+    """What each of a row's experts adds to it, float32 `[num_rows, top_k, hidden_size]`: expert by expert, counted on the host."""
     num_rows, top_k = top_k_index.shape
     chosen = top_k_index.reshape(-1)
     order = chosen.argsort(stable=True)
@@ -49,25 +63,42 @@ def experts_in_fixed_order(
             high = min(first + BLOCK_ROWS, low + count)
             shares[order[first:high]] = (_expert(module, expert, rows[first:high]) * weights[first:high]).float()
         low += count
-    by_rank = shares.view(num_rows, top_k, -1)
-    total = by_rank[:, 0]
-    for rank in range(1, top_k):  # one by one: a reduction may add in another order at other sizes
-        total = total + by_rank[:, rank]
-    return total.to(hidden_states.dtype)
+    return shares.view(num_rows, top_k, -1)
+
+
+def shares_on_device(module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
+    """The same, all pairs of a row and an expert at once: shapes depend on nothing but shapes, so a pass that is recorded may hold it."""
+    num_rows, top_k = top_k_index.shape
+    pairs = expert_tiles(top_k_index, module.num_experts)
+    out = _apply(module, lambda name, rows: _project_pairs(module, name, rows, pairs), hidden_states)
+    shares = (out * top_k_weights.reshape(-1, 1)).float()
+    return shares.masked_fill(pairs.experts[:, None] == module.num_experts, 0.0).view(num_rows, top_k, -1)
+
+
+def _project_pairs(module: Any, name: str, rows: torch.Tensor, pairs: ExpertTiles) -> torch.Tensor:
+    """Of rows `[num_rows, in]` or `[num_pairs, in]`: `[num_pairs, out]`."""
+    weight = getattr(module, name)
+    bias = getattr(module, f"{name}_bias") if module.has_bias else None
+    return expert_linear(rows, weight.mT if module.is_transposed else weight, bias, pairs, pairs.experts.numel() // rows.shape[0])
 
 
 def _expert(module: Any, expert: int, rows: torch.Tensor) -> torch.Tensor:
     """One expert's `[num_rows, hidden_size]`, of at most `BLOCK_ROWS` rows."""
     num_rows = rows.shape[0]
     rows = F.pad(rows, (0, 0, 0, -num_rows % row_step(rows.dtype)))
+    return _apply(module, lambda name, some: _project(module, name, expert, some), rows)[:num_rows]
+
+
+def _apply(module: Any, project: Callable[[str, torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    """What an expert does with rows, given how its projections are multiplied."""
     if module.has_gate:
-        inner = module._apply_gate(_project(module, "gate_up_proj", expert, rows))
+        inner = module._apply_gate(project("gate_up_proj", rows))
     else:
-        inner = module.act_fn(_project(module, "up_proj", expert, rows))
-    out = _project(module, "down_proj", expert, inner)
+        inner = module.act_fn(project("up_proj", rows))
+    out = project("down_proj", inner)
     if getattr(module, "has_post_expert_norm", False):  # since transformers 5.20
         out = module.post_expert_norm(out)
-    return out[:num_rows]
+    return out
 
 
 def _project(module: Any, name: str, expert: int, rows: torch.Tensor) -> torch.Tensor:
@@ -82,4 +113,4 @@ def run_experts_in_fixed_order(model: PreTrainedModel) -> None:
     model.set_experts_implementation(EXPERTS_NAME)
 
 
-__all__ = ["experts_in_fixed_order", "row_step", "run_experts_in_fixed_order"]
+__all__ = ["experts_in_fixed_order", "row_step", "run_experts_in_fixed_order", "shares_by_expert", "shares_on_device"]
