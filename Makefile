@@ -3,6 +3,7 @@
 #   make setup PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"    further options for pip
 PYTHON ?= python3
 PIP_FLAGS ?=
+GPU_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
@@ -11,7 +12,7 @@ PIP := $(PIP_INSTALL) -c constraints.txt
 OPENAI_1 := openai==1.109.1 httpx==0.28.1 pydantic==2.14.4 anyio==4.16.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench fuzz bench-serving
+.PHONY: help setup demo test check bench fuzz bench-serving bench-gpu
 
 help:
 	@echo "make demo    complete eight prompts with the bundled pair, plain beside speculative"
@@ -19,6 +20,7 @@ help:
 	@echo "make check   ruff, mypy, import-linter, file sizes"
 	@echo "make bench   measure the bundled pair, write benchmarks/default_pair.json and the README's figures"
 	@echo "make bench-serving   measure a served bundled pair: soak, throughput, prefixes, faults, side channel; half an hour and more"
+	@echo "make bench-gpu   measure the bundled pair and its target widened to 8B, 1B and 3B on a CUDA device; GPU_FLAGS=\"--minutes 10\" for less of it"
 	@echo "make fuzz    schemathesis against a live server; any 5xx, hang or dead engine fails"
 	@echo "make setup   only create $(VENV) with the package and the tools"
 
@@ -74,6 +76,10 @@ bench-serving: $(VENV)/.package
 	  $(BIN)/python scripts/serving_$$name.py --output benchmarks/serving_$$name.json || failed="$$failed serving_$$name"; done; \
 	$(BIN)/python scripts/side_channel.py --output benchmarks/side_channel.json || failed="$$failed side_channel"; \
 	test -z "$$failed" || { echo "goals missed in:$$failed"; exit 1; }
+
+# Without a CUDA device: one line that says what is missing, exit status 2.
+bench-gpu: $(VENV)/.package
+	$(BIN)/python scripts/bench_gpu.py $(GPU_FLAGS)
 
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python scripts/fuzz.py

@@ -86,11 +86,16 @@ def _amd_energy(folder: Path) -> tuple[list[EnergyCounter], list[str]]:
     return counters, missing
 
 
-def _nvml(device: torch.device) -> EnergyCounter:
+def nvml_device(device: torch.device) -> tuple[Any, Any]:
+    """NVML, and its handle of a CUDA device. Raises ImportError without it, and NVML's own errors."""
     nvml: Any = importlib.import_module("pynvml")
     nvml.nvmlInit()
     uuid = str(torch.cuda.get_device_properties(device).uuid)  # CUDA's numbers are not NVML's
-    handle = nvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+    return nvml, nvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+
+
+def _nvml(device: torch.device) -> EnergyCounter:
+    nvml, handle = nvml_device(device)
     return _readable(EnergyCounter(str(torch.cuda.get_device_name(device)), lambda: int(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)), MILLI))
 
 

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,14 @@ def _cpu_name() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what decides the speed."""
-    return {"python": platform.python_version()} | {name: version(name) for name in ("forerun", "torch", "transformers")}
+    return {"python": platform.python_version()} | {name: installed_version(name) for name in ("forerun", "torch", "transformers")}
+
+
+def installed_version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # on the path only, or not there
+        return "not installed"
 
 
 def git_commit() -> str | None:

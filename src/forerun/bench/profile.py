@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from functools import partial
 from statistics import median
 from typing import Any
@@ -11,11 +9,11 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from forerun.bench.passes import rows_of_one_request, running, seconds_of
 from forerun.config import SamplingParams
 from forerun.drafters import DraftBudget
 from forerun.drafters.draft_model import DraftModel
 from forerun.llm import LLM
-from forerun.machine import synchronise
 from forerun.models.attention import Segment
 from forerun.models.linear import PackedLinear
 
@@ -24,7 +22,6 @@ WARM_UP = 10
 DRAFT_TOKENS = 4
 VERIFY_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 VERIFY_ROUNDS = 15
-VERIFY_SECONDS = 20.0  # no further round begins behind these
 
 
 def profile(llm: LLM, prompt_token_ids: list[int], repetitions: int = REPETITIONS) -> dict[str, Any]:
@@ -48,53 +45,36 @@ def _params(temperature: float, max_tokens: int) -> SamplingParams:
 @torch.inference_mode()
 def _step_overhead(llm: LLM, prompt: list[int], temperature: float, repetitions: int) -> dict[str, float]:
     """A plain decoding step against the bare forward of the same row; both at every position, one after the other."""
-    engine = llm.engine
-    (request_id,) = engine.add_request(prompt, _params(temperature, repetitions + WARM_UP))
+    engine, device = llm.engine, _device(llm)
     steps, forwards = [], []
-    try:
-        for _ in range(WARM_UP):
+    with running(llm, [prompt], _params(temperature, repetitions + WARM_UP)) as (request,):
+        for _ in range(WARM_UP - 1):
             engine.step()
-        request = next(each for each in engine.scheduler.running if each.request_id == request_id)
-        kv = engine.kv_cache.sequence(request_id)
+        kv = engine.kv_cache.sequence(request.request_id)
         for _ in range(repetitions):
             # writes the same keys and values that the step then writes again
             row = Segment(kv, request.token_ids[-1:], kv.num_tokens)
-            forwards.append(_seconds(partial(engine.model_runner.model.forward, [row]), llm))
-            steps.append(_seconds(engine.step, llm))
-    finally:
-        engine.abort(request_id)
+            forwards.append(seconds_of(partial(engine.model_runner.model.forward, [row]), device))
+            steps.append(seconds_of(engine.step, device))
     step, forward = median(steps), median(forwards)
     return {"step_seconds": step, "forward_seconds": forward, "overhead_share": (step - forward) / step}
 
 
-@torch.inference_mode()
 def _verify_cost(llm: LLM, prompt: list[int]) -> dict[str, Any]:
     """Seconds of a pass over so many rows of one request, behind the prompt: the least of rounds through all sizes, because a busy machine only adds."""
-    engine = llm.engine
     sizes = [size for size in VERIFY_ROWS if len(prompt) + size <= llm.max_model_len]
-    (request_id,) = engine.add_request(prompt, _params(0.0, sizes[-1]))
-    rounds: list[list[float]] = []
-    try:
-        engine.step()
-        kv = engine.kv_cache.sequence(request_id)
-        start = kv.num_tokens - 1  # these rows are written again and again, and never kept
-        began = time.perf_counter()
-        while len(rounds) <= VERIFY_ROUNDS and (len(rounds) < 3 or time.perf_counter() - began < VERIFY_SECONDS):
-            passes = [Segment(kv, prompt[-1:] * size, start) for size in sizes]
-            rounds.append([_seconds(partial(engine.model_runner.model.forward, [rows]), llm) for rows in passes])
-    finally:
-        engine.abort(request_id)
-    seconds = [min(times) for times in zip(*rounds[1:], strict=True)]
-    found = {"context": len(prompt), "rounds": len(rounds) - 1, "rows": sizes, "seconds": [round(each, 7) for each in seconds]}
+    rounds = rows_of_one_request(llm, prompt, sizes, VERIFY_ROUNDS)
+    seconds = [min(times) for times in zip(*rounds, strict=True)]
+    found = {"context": len(prompt), "rounds": len(rounds), "rows": sizes, "seconds": [round(each, 7) for each in seconds]}
     if llm.drafter_names:  # without drafters nothing was to be expected
-        found["expected_seconds"] = [round(engine.speculator.costs.passes.seconds(size), 7) for size in sizes]
+        found["expected_seconds"] = [round(llm.engine.speculator.costs.passes.seconds(size), 7) for size in sizes]
     return found
 
 
 @torch.inference_mode()
 def _draft_overhead(llm: LLM, drafter: DraftModel, prompt: list[int], repetitions: int) -> dict[str, float]:
     """Drafting a token against the drafter's matrix products alone, each layer on one row."""
-    engine = llm.engine
+    device = _device(llm)
     layers = _linear_layers(drafter.model.model)
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randn(1, _in_features(layer), generator=generator).to(drafter.model.device, drafter.model.model.dtype) for layer in layers]
@@ -103,20 +83,15 @@ def _draft_overhead(llm: LLM, drafter: DraftModel, prompt: list[int], repetition
         for layer, row in zip(layers, rows, strict=True):
             layer(row)
 
-    (request_id,) = engine.add_request(prompt, _params(0.0, WARM_UP + DRAFT_TOKENS))
     drafts, matrices = [], []
-    try:
-        for _ in range(2):  # the prompt, and one token that no cache holds
-            engine.step()
-        running = [each for each in engine.scheduler.running if each.request_id == request_id]
+    with running(llm, [prompt], _params(0.0, WARM_UP + DRAFT_TOKENS)) as requests:
+        llm.engine.step()  # one token that no cache holds
         for repetition in range(WARM_UP + repetitions):
-            drafted = _seconds(lambda: drafter.propose(running, [DraftBudget(DRAFT_TOKENS)]), llm) / DRAFT_TOKENS
-            multiplied = _seconds(products, llm)
+            drafted = seconds_of(lambda: drafter.propose(requests, [DraftBudget(DRAFT_TOKENS)]), device) / DRAFT_TOKENS
+            multiplied = seconds_of(products, device)
             if repetition >= WARM_UP:
                 drafts.append(drafted)
                 matrices.append(multiplied)
-    finally:
-        engine.abort(request_id)
     draft, matrix = median(drafts), median(matrices)
     return {"token_seconds": draft, "matrix_product_seconds": matrix, "ratio": draft / matrix, "num_linear_layers": len(layers)}
 
@@ -129,10 +104,5 @@ def _in_features(layer: torch.nn.Module) -> int:
     return int(layer.weight.shape[0] if isinstance(layer, Conv1D) else layer.in_features)  # type: ignore[arg-type]
 
 
-def _seconds(work: Callable[[], object], llm: LLM) -> float:
-    device = llm.engine.model_runner.model.device
-    synchronise(device)
-    began = time.perf_counter()
-    work()
-    synchronise(device)
-    return time.perf_counter() - began
+def _device(llm: LLM) -> torch.device:
+    return llm.engine.model_runner.model.device

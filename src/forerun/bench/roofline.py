@@ -16,9 +16,10 @@ import torch
 from transformers import PreTrainedModel
 
 from forerun.bench.methods import PLAIN, SPECULATIVE
-from forerun.machine import synchronise
+from forerun.machine import free_memory, synchronise
 
 BUFFER_BYTES = 512 * 2**20  # no cache holds it
+CUDA_BUFFER_BYTES = 4 * 2**30  # so much that launching the work is next to nothing of it
 MATRIX_SIZES = {"cpu": 2048, "cuda": 8192}
 ROUNDS = 5
 
@@ -48,7 +49,7 @@ class TargetCost:
 
 
 def measure_machine(dtype: torch.dtype, device: torch.device) -> Machine:
-    """A few seconds, and `2 * BUFFER_BYTES` of memory meanwhile."""
+    """A few seconds, and the memory of two buffers meanwhile."""
     read, copied = _memory(device)
     size = MATRIX_SIZES.get(device.type, MATRIX_SIZES["cpu"])
     factor = torch.ones(size, size, dtype=dtype, device=device)
@@ -57,11 +58,13 @@ def measure_machine(dtype: torch.dtype, device: torch.device) -> Machine:
 
 def _memory(device: torch.device) -> tuple[float, float]:
     """Bytes a second, read and copied."""
-    matrix = torch.ones(BUFFER_BYTES // 4 // 4096, 4096, dtype=torch.float32, device=device)
+    wanted = min(CUDA_BUFFER_BYTES, free_memory(device) // 4) if device.type == "cuda" else BUFFER_BYTES
+    matrix = torch.ones(max(1, wanted // 4 // 4096), 4096, dtype=torch.float32, device=device)
     other = torch.empty_like(matrix)
     vector = torch.ones(4096, dtype=torch.float32, device=device)
+    num_bytes = matrix.numel() * matrix.element_size()
     read = min(_best(lambda: torch.mv(matrix, vector), device), _best(matrix.sum, device))
-    return BUFFER_BYTES / read, 2 * BUFFER_BYTES / _best(lambda: other.copy_(matrix), device)
+    return num_bytes / read, 2 * num_bytes / _best(lambda: other.copy_(matrix), device)
 
 
 def _best(work: Callable[[], object], device: torch.device) -> float:
