@@ -57,7 +57,7 @@ def walk_along_k(
     return sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def row_linear_kernel(
     x_ptr,  # [num_rows, K], neighbours along K
     weight_ptr,  # [N, K]
@@ -103,7 +103,7 @@ def row_linear_kernel(
     tl.store(place, sums.to(out_ptr.dtype.element_ty), mask=row_exists & column_exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def add_splits_kernel(partial_ptr, bias_ptr, out_ptr, num_rows, N, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr):
     """One row's block of columns: its partial sums, ascending, then the bias, then the one rounding."""
     row = tl.program_id(0)
