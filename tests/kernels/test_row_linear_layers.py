@@ -6,9 +6,10 @@ import copy
 
 import pytest
 import torch
-from tiny_models import make_model
+from tiny_models import ARCHITECTURES, make_model
 from transformers.pytorch_utils import Conv1D
 
+from forerun.models import experts
 from forerun.models.experts import run_experts_in_fixed_order
 from forerun.models.fingerprint import fingerprint
 from forerun.models.layer_subset import num_weights, with_layers
@@ -110,19 +111,46 @@ def test_a_verdict_belongs_to_the_layers_and_to_their_weights():
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-@pytest.mark.parametrize("architecture", ["llama", "mixtral"])
-def test_operations_of_the_model_file_find_our_kernels(architecture, dtype):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_operations_of_the_model_file_find_our_kernels(architecture):
     """Norms and routers call functions, not modules: those are caught while the pass runs. Only the attention is not ours here."""
-    model = make_model(architecture, dtype)
+    model = make_model(architecture, "fp32")
     expected = model(TOKENS).logits
     use_row_linear(model, "cpu")
-    with RowInvariantOps("cpu") as ops:
-        found = model(TOKENS).logits
-    tolerance = 1e-4 if dtype == "fp32" else 5e-2
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
-    assert ops.left == ({"aten._grouped_mm.default", "aten.cumsum.default"} if architecture == "mixtral" else set())  # transformers' own experts
     run_experts_in_fixed_order(model)
     with RowInvariantOps("cpu") as ops:
-        torch.testing.assert_close(model(TOKENS).logits, found, rtol=tolerance, atol=tolerance * expected.abs().max().item())
-    assert not ops.left
+        found = model(TOKENS).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    assert all("scaled_dot_product" in name for name in ops.left), ops.left
+
+
+@torch.inference_mode()
+def test_experts_of_transformers_own_are_named():
+    model = make_model("mixtral", "fp32")
+    with RowInvariantOps("cpu") as ops:
+        model(TOKENS)
+    assert ops.left >= {"aten._grouped_mm.default", "aten.cumsum.default"}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_moe", "mixtral"])
+def test_rows_keep_their_bits_through_all_of_a_layer_but_the_attention(architecture, dtype, monkeypatch):
+    """Norm, router, experts or MLP, and the head, by the twins."""
+    monkeypatch.setattr(experts, "shares_by_expert", experts.shares_on_device)
+    model = make_model(architecture, dtype)
+    use_row_linear(model, "cpu")
+    run_experts_in_fixed_order(model)
+    layer = model.model.layers[-1]
+    hidden = torch.randn(1, 64, model.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(model.dtype)
+
+    def through(rows):
+        with RowInvariantOps("cpu") as ops:
+            found = model.lm_head(model.model.norm(rows + layer.mlp(layer.post_attention_layernorm(rows))))
+        assert not ops.left
+        return found
+
+    together = through(hidden)
+    for rows in (1, 2, 3, 15, 16, 17, 33):
+        for first in (0, 64 - rows):
+            assert torch.equal(through(hidden[:, first : first + rows]), together[:, first : first + rows]), f"{rows} rows from {first}"

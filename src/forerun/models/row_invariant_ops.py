@@ -6,7 +6,7 @@ A `TorchDispatchMode` is active while a pass is recorded, so its Python costs no
 |---|---|---|
 | matrix products (`mm`, `addmm`, `linear`, `bmm`) | the library chooses by the number of rows | `row_linear` |
 | `mean`, `sum`, `var`, `std`, `linalg_vector_norm` over one dimension | the block's shape comes from both the length and the number of results | `row_mean`, `row_sum` |
-| the same over several dimensions, `cumsum`, `logsumexp`, convolutions, ... | depend on it too; no text model of the engine needs them for floats | torch's, and named in `left` |
+| the same over several dimensions, `cumsum`, `logsumexp`, convolutions, fused attention, ... | depend on it too; the engine's text models need none of them for floats | torch's, and named in `left` |
 | `softmax`, `layer_norm`, `rms_norm` | a warp or a block of fixed size a row, by the row's length | torch's |
 | `topk`, `sort`, `max`, `argmax` | choose and add nothing; up to 400 values a row, one block a row | torch's |
 | elementwise, indexing, sums of integers | no order that could matter | torch's |
@@ -110,6 +110,8 @@ OURS: dict[Any, Callable[..., Any]] = {
 # what depends on the number of rows in some form, and is named where that form is met
 DEPENDS_ON_ROWS = {function.overloadpacket for function in OURS} | {
     aten._grouped_mm, aten.baddbmm, aten.convolution, aten.cumprod, aten.cumsum, aten.logcumsumexp, aten.logsumexp, aten.nansum, aten.prod, aten.std_mean, aten.var_mean,
+    aten._scaled_dot_product_cudnn_attention, aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu,
 }  # fmt: skip
 
 
