@@ -2,7 +2,7 @@
 
     python scripts/row_linear.py --output benchmarks/row_linear.json
     python scripts/row_linear.py --device cpu --quick --output /tmp/row_linear.json
-    python scripts/row_linear.py --programs 128 192 256 384 --output /tmp/tried.json
+    python scripts/row_linear.py --programs 96 192 256 384 --output /tmp/tried.json
 
 For the layers of Llama-like models of 1B, 3B and 8B, for 1 to 64 rows: microseconds, the share of the copy bandwidth that they are (a layer reads its weight
 once), and how many numbers of rows give a row other bits than 64 do: by `F.linear`, by `F.linear` on rows padded to a multiple of 16, and by `row_linear`.

@@ -19,6 +19,7 @@ def compiled() -> Iterator[Variant]:
         yield linear(90, "bfloat16", block_m, 4096, 4096)
     for block_m in (16, 64):
         yield linear(80, "bfloat16", block_m, 4096, 4096)
+    yield linear(100, "bfloat16", 64, 4096, 4096)
     yield linear(90, "bfloat16", 64, 4096, 4096, transposed=True)
     yield linear(90, "float16", 64, 4096, 4096)
     yield linear(90, "float32", 16, 4096, 4096)

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 from triton import knobs  # noqa: E402
 
 HERE = Path(__file__).parent
-MULTIPROCESSOR_REGISTERS, SHARED_BYTES = 65536, {80: 163 * 1024, 90: 227 * 1024}
+MULTIPROCESSOR_REGISTERS, SHARED_BYTES = 65536, {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 MATRIX = {
     "bfloat16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
     "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
@@ -51,7 +51,7 @@ def test_whatever_the_rows_they_meet_one_instruction_in_one_order(variants):
         else:
             assert variant["multiply_adds"] == variant["block_k"] * variant["block_m"] * 64 // (32 * variant["num_warps"]), variant["name"]
         met[variant["dtype"]].add((variant["capability"], variant["block_m"]))
-    assert met["bfloat16"] >= {(80, 16), (80, 64), (90, 16), (90, 32), (90, 64)}
+    assert met["bfloat16"] >= {(80, 16), (80, 64), (90, 16), (90, 32), (90, 64), (100, 64)}
     assert met["float16"] and met["float32"]
 
 

@@ -56,7 +56,7 @@ def test_shapes_that_divide_nothing(n, k, bias, transposed, dtype):
 
 
 @dtypes
-@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("rows", [1, 16, 17, 64, 130])
 def test_whole_numbers_are_added_exactly(rows, dtype):
     x, weight, bias = operands(rows, 40, 1100, dtype, whole=True)
     assert split_of(40, 1100)[0] == 2
@@ -100,7 +100,7 @@ def test_the_split_is_a_function_of_the_weight_and_covers_it():
             assert splits == 1 or each >= 4 * SPLIT_STEP
     found = {shape: split_of(*shape)[0] for shape in [(4096, 4096), (14336, 4096), (4096, 14336), (1024, 4096), (128256, 4096), (256, 256), (1000, 720)]}
     # what the kernel's bits hang on: another split is another rounding
-    assert found == {(4096, 4096): 3, (14336, 4096): 1, (4096, 14336): 3, (1024, 4096): 8, (128256, 4096): 1, (256, 256): 1, (1000, 720): 1}
+    assert found == {(4096, 4096): 2, (14336, 4096): 1, (4096, 14336): 2, (1024, 4096): 8, (128256, 4096): 1, (256, 256): 1, (1000, 720): 1}
 
 
 @dtypes

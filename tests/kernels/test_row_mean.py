@@ -36,15 +36,15 @@ def test_every_value_is_added_once(function):
     assert function(x[:0]).shape == (0,)
 
 
-@dtypes
-@pytest.mark.parametrize("length", [3, 100, 2500])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("length", [3, 100, 1500])
 @functions
 def test_a_row_has_the_same_bits_alone_and_among_others(function, length, dtype):
-    x = rows_of(65, length, dtype)
+    x = rows_of(33, length, dtype)
     together = function(x)
-    for rows in (1, 2, 15, 16, 17):
+    for rows in (1, 2, 16):
         assert torch.equal(function(x[:rows]), together[:rows])
-        assert torch.equal(function(x[65 - rows :]), together[65 - rows :])
+        assert torch.equal(function(x[33 - rows :]), together[33 - rows :])
 
 
 @dtypes

@@ -16,7 +16,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 BLOCK_N = 64  # columns of one program
 SPLIT_STEP = 128  # K is split at multiples of this, which every BLOCK_K divides
 MIN_SPLIT_STEPS = 4  # a shorter walk along K would not fill the pipeline of loads
-WANTED_PROGRAMS = 192  # of 132 multiprocessors each holds two or more; fewer programs leave bandwidth unused
+WANTED_PROGRAMS = 128  # nearly one for each of 132 multiprocessors, with enough loads under way in each; more would only be more parts to add up
 
 
 def split_of(n: int, k: int) -> tuple[int, int]:

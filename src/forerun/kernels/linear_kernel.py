@@ -21,12 +21,14 @@ FLOAT32_WARPS = 4
 
 
 def tile_of(dtype: torch.dtype, block_m: int) -> dict[str, int]:
-    """What of a launch may depend on the rows: none of it changes an order of additions. Sizes hold the registers without spilling (sm_80, sm_90)."""
+    """What of a launch may depend on the rows: none of it changes an order of additions.
+
+    As many steps of K under way as two programs on a multiprocessor leave room for (sm_80, sm_90); steps short enough that nothing spills.
+    """
     if dtype == torch.float32:
-        return {"BLOCK_K": 32, "num_warps": FLOAT32_WARPS, "num_stages": 4}
-    if block_m == 64:
-        return {"BLOCK_K": 64, "num_warps": MATRIX_WARPS, "num_stages": 6}
-    return {"BLOCK_K": 128, "num_warps": MATRIX_WARPS, "num_stages": 4}
+        return {"BLOCK_K": 32, "num_warps": FLOAT32_WARPS, "num_stages": 6}
+    block_k, num_stages = {16: (128, 5), 32: (64, 7), 64: (64, 6)}[block_m]
+    return {"BLOCK_K": block_k, "num_warps": MATRIX_WARPS, "num_stages": num_stages}
 
 
 @triton.jit
