@@ -103,6 +103,7 @@ def test_whole_numbers_are_left_alone():
         (lambda: x.logsumexp(-1), "logsumexp"),
         (lambda: x.sum(dim=(0, 1)), "sum"),
         (lambda: x.mean(), "mean"),
+        (lambda: torch.bmm(x[:1].expand(129, 3, 48), weight.t().expand(129, 48, 20)), "bmm"),
         (lambda: x.double() @ weight.double().t(), "aten"),
         (lambda: torch.linalg.vector_norm(x, ord=1, dim=-1), "linalg_vector_norm"),
         (lambda: F.conv1d(x, weight[:, :3, None]), "convolution"),

@@ -23,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from forerun.kernels.linear import DTYPES, row_linear
 from forerun.kernels.row_mean import row_mean, row_sum
 
+MAX_PRODUCTS = 128  # of a batch, a launch each: experts have fewer; a product for each head and row is an attention
+
 aten = torch.ops.aten
 
 
@@ -91,9 +93,9 @@ def _addmm(bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, beta: f
 
 def _bmm(x: torch.Tensor, weight: torch.Tensor) -> Any:
     """Each product by itself. A product along a K of 1, of which rotary embeddings are made, has no order."""
-    if x.dtype not in DTYPES or x.shape[2] == 1:
+    if x.dtype not in DTYPES or x.shape[2] == 1 or not 1 <= x.shape[0] <= MAX_PRODUCTS:
         return NotImplemented
-    return torch.stack([row_linear(rows, each.t()) for rows, each in zip(x, weight, strict=True)]) if x.shape[0] else NotImplemented
+    return torch.stack([row_linear(rows, each.t()) for rows, each in zip(x, weight, strict=True)])
 
 
 OURS: dict[Any, Callable[..., Any]] = {
