@@ -10,6 +10,7 @@ import torch
 
 from forerun.bench import device_facts as module
 from forerun.bench.device_facts import device_facts, memory_facts, record_passes
+from forerun.drafters.draft_model import DraftModel
 
 CUDA = torch.device("cuda")
 MIB = 2**20
@@ -64,9 +65,9 @@ class Recording:
             self.num_recorded += 1
 
 
-def engine_of(model, layers=()):
+def engine_of(model, layers=(), drafters=()):
     cache = SimpleNamespace(layers=dict(enumerate(layers)), max_tokens=512)
-    return SimpleNamespace(engine=SimpleNamespace(model_runner=SimpleNamespace(model=model), kv_cache=cache))
+    return SimpleNamespace(engine=SimpleNamespace(model_runner=SimpleNamespace(model=model), kv_cache=cache, speculator=SimpleNamespace(drafters=list(drafters))))
 
 
 def test_recorded_passes_are_counted_and_timed():
@@ -75,6 +76,13 @@ def test_recorded_passes_are_counted_and_timed():
     model = Recording()
     model.why_unrecorded = "RuntimeError: it waits for the device"
     assert record_passes(engine_of(model))["reason"] == "RuntimeError: it waits for the device"
+
+
+def test_draft_models_record_passes_of_their_own():
+    drafter = DraftModel.__new__(DraftModel)
+    drafter.name, drafter._model = "small", Recording()
+    found = record_passes(engine_of(SimpleNamespace(device=torch.device("cpu")), drafters=[drafter, object()]))
+    assert found["passes"] is None and found["drafters"]["small"]["passes"] == 3
 
 
 def test_a_model_that_records_nothing_says_so():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from forerun.bench.roofline import weight_bytes
+from forerun.drafters.draft_model import DraftModel
 from forerun.energy_counters import nvml_device, reason
 from forerun.llm import LLM
 from forerun.machine import hardware, installed_version, synchronise
@@ -65,8 +66,13 @@ def _text(value: Any) -> str:
 
 
 def record_passes(llm: LLM) -> dict[str, Any]:
-    """Records what the engine records ahead, and says how many passes are recorded by now and how long that took."""
-    model: Any = llm.engine.model_runner.model
+    """Records what the target and its draft models record ahead. `passes` counts all that are recorded by now, `seconds` is what those took that were not yet."""
+    drafters = {each.name: each.model for each in llm.engine.speculator.drafters if isinstance(each, DraftModel)}
+    return {**_recorded(llm.engine.model_runner.model), **({"drafters": {name: _recorded(model) for name, model in drafters.items()}} if drafters else {})}
+
+
+@torch.inference_mode()
+def _recorded(model: Any) -> dict[str, Any]:
     if not hasattr(model, "record_ahead"):
         return {"passes": None, "seconds": None, "reason": f"{type(model).__name__} records no passes"}
     synchronise(model.device)
