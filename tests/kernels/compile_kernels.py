@@ -6,14 +6,17 @@ A process of its own, because under TRITON_INTERPRET there is nothing to compile
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+import pytest
 import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -28,7 +31,7 @@ MULTIPLY = re.compile(r"mma\.sync[^{]*\{([^}]*)\},\s*\{[^}]*\},\s*\{[^}]*\},\s*\
 class Variant:
     name: str
     kernel: Any
-    arguments: dict[str, Any]  # a torch dtype's name for a pointer to it, an int for a number, None for no pointer
+    arguments: dict[str, Any]  # a torch dtype's name for a pointer to it, a number, None for no pointer
     constants: dict[str, Any]
     capability: int
     options: dict[str, int] = field(default_factory=dict)
@@ -37,15 +40,16 @@ class Variant:
 
 def compile_variant(variant: Variant) -> dict[str, Any]:
     names = variant.kernel.arg_names
+    taken_as_are = {each.name for each in variant.kernel.params if each.do_not_specialize or each.do_not_specialize_on_alignment}
     signature = {name: "constexpr" for name in variant.constants}
     constants = dict(variant.constants)
     attributes = {}
     for name, value in variant.arguments.items():
-        if value is None or value == 1:
+        if value is None or (value == 1 and name not in taken_as_are):
             signature[name], constants[name] = "constexpr", value
             continue
-        signature[name] = POINTERS[value] if isinstance(value, str) else "i32"
-        if isinstance(value, str) or value % 16 == 0:  # taken as such where Triton launches, too
+        signature[name] = POINTERS[value] if isinstance(value, str) else "fp32" if isinstance(value, float) else "i32"
+        if name not in taken_as_are and (isinstance(value, str) or value % 16 == 0):  # taken as such where Triton launches, too
             attributes[(names.index(name),)] = [["tt.divisibility", 16]]
     source = ASTSource(
         fn=variant.kernel,
@@ -62,7 +66,9 @@ def compile_variant(variant: Variant) -> dict[str, Any]:
         "block_m": variant.constants.get("BLOCK_M"),
         "block_k": variant.constants.get("BLOCK_K"),
         "num_warps": variant.options["num_warps"],
+        "constants": variant.constants,
         "matrix_instructions": sorted(set(MATRIX.findall(text))),
+        "num_matrix_instructions": len(MATRIX.findall(text)),
         "chains": chains(text),
         "atomics": len(re.findall(r"\b(?:atom|red)\.", text)),
         "multiply_adds": len(re.findall(r"fma\.rn\.f32", text)),
@@ -91,6 +97,20 @@ def resources(cubin: bytes) -> dict[str, int | None]:
         said = subprocess.run([knobs.nvidia.cuobjdump.path, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", said)
     return {"registers": int(found[1]), "stack": int(found[2])}
+
+
+def in_own_process(module: str) -> list[dict[str, Any]]:
+    """What became of `module`'s variants; skips the test where a tool is missing."""
+    try:
+        tools = knobs.nvidia.ptxas.path, knobs.nvidia.cuobjdump.path
+    except RuntimeError as error:  # says which one is missing
+        pytest.skip(str(error))
+    if not all(Path(tool).is_file() for tool in tools):
+        pytest.skip(f"this build of triton lacks one of {', '.join(tools)}")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, __file__, module], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("triton")
-from triton import knobs  # noqa: E402
+from compile_kernels import in_own_process  # noqa: E402
 
-HERE = Path(__file__).parent
 MULTIPROCESSOR_REGISTERS, SHARED_BYTES = 65536, {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 MATRIX = {
     "bfloat16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
@@ -23,18 +16,7 @@ MATRIX = {
 
 @pytest.fixture(scope="module")
 def variants():
-    try:
-        tools = knobs.nvidia.ptxas.path, knobs.nvidia.cuobjdump.path
-    except RuntimeError as error:  # says which one is missing
-        pytest.skip(str(error))
-    if not all(Path(tool).is_file() for tool in tools):
-        pytest.skip(f"this build of triton lacks one of {', '.join(tools)}")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, str(HERE / "compile_kernels.py"), "linear_variants"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return in_own_process("linear_variants")
 
 
 def test_whatever_the_rows_they_meet_one_instruction_in_one_order(variants):
