@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import triton.language as tl
 from compile_kernels import Variant
 
 from forerun.kernels.paged_attention import ADDING_WARPS, SPLITS_AT_ONCE, add_splits_kernel, attend_split_kernel, constants_of
 from forerun.kernels.paged_attention_reference import SPLIT_KEYS
-from forerun.kernels.paged_rows import store_rows_kernel
+from forerun.kernels.paged_rows import MOVED_DIM, move_rows_kernel, store_rows_kernel
 
 TYPES = {"sums_ptr": "float32", "weights_ptr": "float32", "scale": 0.125, "softcap": 0.0}
 
@@ -31,6 +32,10 @@ def compiled() -> Iterator[Variant]:
     yield Variant(
         "store_rows", store_rows_kernel, arguments(store_rows_kernel, "bfloat16", dims := {"HEAD_DIM": 128, "VALUE_DIM": 128, "BLOCK_D": 128, "BLOCK_V": 128}),
         dims, 90, {"num_warps": 1},
+    )  # fmt: skip
+    yield Variant(
+        "move_rows", move_rows_kernel, {"memories_ptr": "int64", "from_ptr": "int64", "to_ptr": "int64", "num_rows": 17},
+        {"BLOCK_ROWS": 128, "BLOCK_DIM": MOVED_DIM, "ELEMENT": tl.int16}, 90, {"num_warps": 4},
     )  # fmt: skip
 
 

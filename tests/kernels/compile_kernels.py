@@ -22,7 +22,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-POINTERS = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32", "int32": "*i32"}
+POINTERS = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32", "int32": "*i32", "int64": "*i64"}
 MATRIX = re.compile(r"(?:mma\.sync|wgmma\.mma_async)[\w.:]*")
 MULTIPLY = re.compile(r"mma\.sync[^{]*\{([^}]*)\},\s*\{[^}]*\},\s*\{[^}]*\},\s*\{([^}]*)\}", re.DOTALL)
 
@@ -74,6 +74,7 @@ def compile_variant(variant: Variant) -> dict[str, Any]:
         "multiply_adds": len(re.findall(r"fma\.rn\.f32", text)),
         "wide_copies": len(re.findall(r"cp\.async\.cg", text)),
         "narrow_copies": len(re.findall(r"cp\.async\.ca", text)),
+        "reads_all_before_it_writes": text.rfind("ld.global") < text.rfind("bar.sync") < text.find("st.global"),
         "shared_bytes": done.metadata.shared,
         **resources(done.asm["cubin"]),
     }
@@ -114,4 +115,4 @@ def in_own_process(module: str) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    json.dump([compile_variant(variant) for variant in import_module(sys.argv[1]).compiled()], sys.stdout)
+    json.dump([compile_variant(variant) for variant in import_module(sys.argv[1]).compiled()], sys.stdout, default=str)

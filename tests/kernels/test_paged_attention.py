@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts_and_trees import DEVICE, Layer, lay_out, make_text, random_depths
+from texts_and_trees import Layer, lay_out, make_text, random_depths
 
 from forerun.kernels import paged_attention_reference as twin
 from forerun.kv_cache import protocol
@@ -165,20 +165,6 @@ def test_rows_that_need_too_much_workspace_go_in_several_launches(monkeypatch):
     at_once = laid.run(kernel, HALF)
     monkeypatch.setattr(kernel, "WORKSPACE_BYTES", 3 * 4 * 2 * (16 + 2) * 4)  # three rows: a tile's rows fall into two launches
     assert torch.equal(laid.run(kernel, HALF), at_once)
-
-
-@pytest.mark.parametrize("dtype", kernel.DTYPES, ids=str)
-def test_rows_are_stored_where_their_slots_say(dtype):
-    key, value = torch.randn(1, 5, 3, 24).to(DEVICE, dtype).transpose(1, 2), torch.randn(1, 3, 10, 40).to(DEVICE, dtype)[:, :, ::2]
-    slots = torch.tensor([7, 66, 0, 127, 127], dtype=torch.int32, device=DEVICE)
-    found = []
-    for kernels in (kernel, twin):
-        memories = [torch.full((3, 128, dim), -1.0, device=DEVICE, dtype=dtype) for dim in (24, 40)]
-        kernels.store_rows(key, value, *memories, slots)
-        found.append([memory[:, :127] for memory in memories])
-        for memory, rows in zip(memories, (key[0], value[0]), strict=True):
-            assert torch.equal(memory[:, [7, 66, 0]], rows[:, :3])
-    assert all(map(torch.equal, *found))
 
 
 @both

@@ -54,3 +54,8 @@ def test_keys_and_values_are_on_their_way_before_they_are_multiplied(variants):
     for variant in variants:
         if variant["dtype"] is not None:
             assert variant["wide_copies"] > 0, variant
+
+
+def test_rows_are_all_read_before_one_is_overwritten(variants):
+    (moving,) = [variant for variant in variants if variant["name"].startswith("move_rows")]
+    assert moving["reads_all_before_it_writes"]

@@ -19,7 +19,7 @@ import triton.language as tl
 from triton.runtime import JITFunction
 
 from forerun.kernels.paged_attention_reference import LEAST_LINES, PAGE_SIZE, SPLIT_KEYS, check_attention, rows_per_tile
-from forerun.kernels.paged_rows import compiled_once, store_rows
+from forerun.kernels.paged_rows import RowMover, compiled_once, store_rows
 from forerun.kernels.row_tables import RowTables
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -283,4 +283,4 @@ def is_interpreted() -> bool:
     return not isinstance(attend_split_kernel, JITFunction)
 
 
-__all__ = ["add_splits_kernel", "attend_split_kernel", "constants_of", "is_interpreted", "paged_attention", "rows_per_tile", "store_rows"]
+__all__ = ["RowMover", "add_splits_kernel", "attend_split_kernel", "constants_of", "is_interpreted", "paged_attention", "rows_per_tile", "store_rows"]

@@ -5,6 +5,8 @@ Slow, and as plain as it can be while nothing in it waits for the device and no 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from forerun.kernels.row_tables import RowTables
@@ -24,6 +26,19 @@ def store_rows(key: torch.Tensor, value: torch.Tensor, key_memory: torch.Tensor,
     check_rows(key, value, key_memory, value_memory, slots)
     key_memory.index_copy_(1, slots.long(), key[0])
     value_memory.index_copy_(1, slots.long(), value[0])
+
+
+class RowMover:
+    """Copies rows between slots of all `memories` `[heads, slots, dim]`, as if all were read before any is written."""
+
+    def __init__(self, memories: Sequence[torch.Tensor]) -> None:
+        check_memories(memories)
+        self._memories = tuple(memories)
+
+    def move(self, from_slots: torch.Tensor, to_slots: torch.Tensor) -> None:
+        check_moves(from_slots, to_slots)
+        for memory in self._memories:
+            memory.index_copy_(1, to_slots.long(), memory.index_select(1, from_slots.long()))
 
 
 def paged_attention(
@@ -101,6 +116,17 @@ def check_rows(key: torch.Tensor, value: torch.Tensor, key_memory: torch.Tensor,
             )
 
 
+def check_memories(memories: Sequence[torch.Tensor]) -> None:
+    kinds = {(each.dtype, each.device) for each in memories}
+    if len(kinds) != 1 or not all(each.dim() == 3 and each.is_contiguous() for each in memories):
+        raise ValueError(f"RowMover: contiguous memories of three axes, one dtype and one device, not {sorted(map(str, kinds))}")
+
+
+def check_moves(from_slots: torch.Tensor, to_slots: torch.Tensor) -> None:
+    if from_slots.dim() != 1 or from_slots.shape != to_slots.shape or not from_slots.shape[0]:
+        raise ValueError(f"RowMover: as many slots to read as to write, and one at least, not {tuple(from_slots.shape)} and {tuple(to_slots.shape)}")
+
+
 def check_attention(
     query: torch.Tensor, key_memory: torch.Tensor, value_memory: torch.Tensor, rows: RowTables, window: int | None, sinks: torch.Tensor | None
 ) -> None:
@@ -129,4 +155,4 @@ def check_attention(
         raise ValueError(f"paged_attention: sinks {tuple(sinks.shape)} for {query.shape[1]} heads")
 
 
-__all__ = ["LEAST_LINES", "PAGE_SIZE", "SPLIT_KEYS", "check_attention", "check_rows", "paged_attention", "rows_per_tile", "store_rows"]
+__all__ = ["LEAST_LINES", "PAGE_SIZE", "SPLIT_KEYS", "RowMover", "check_attention", "check_memories", "check_moves", "check_rows", "paged_attention", "rows_per_tile", "store_rows"]

@@ -6,13 +6,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 
-from forerun.kernels.paged_attention_reference import check_rows
+from forerun.kernels.paged_attention_reference import check_memories, check_moves, check_rows
 
-TABLES = ("positions_ptr", "sequences_ptr", "forks_ptr", "paths_ptr", "block_tables_ptr", "tiles_ptr", "slots_ptr")
+TABLES = ("positions_ptr", "sequences_ptr", "forks_ptr", "paths_ptr", "block_tables_ptr", "tiles_ptr", "slots_ptr", "from_ptr", "to_ptr")
+ELEMENTS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}  # by size: what is moved is not looked at
+MOVED_DIM = 32  # of one program: a hundred rows and more fit its registers
 
 
 def compiled_once(*varying: str):
@@ -63,4 +67,53 @@ def store_rows(key: torch.Tensor, value: torch.Tensor, key_memory: torch.Tensor,
     )  # fmt: skip
 
 
-__all__ = ["compiled_once", "store_rows", "store_rows_kernel"]
+@compiled_once("num_rows")
+def move_rows_kernel(
+    memories_ptr,  # int64 [num_memories, 4]: address, heads, slots, dim
+    from_ptr,
+    to_ptr,
+    num_rows,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    ELEMENT: tl.constexpr,  # a whole number of an element's size
+):
+    """A piece of one head of one memory, for all rows, so that what one row leaves is read before another takes its place."""
+    memory_ptr = memories_ptr + tl.program_id(0) * 4
+    head = tl.program_id(1)
+    num_slots = tl.load(memory_ptr + 2)
+    size = tl.load(memory_ptr + 3)
+    dim = tl.program_id(2) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
+    if (head >= tl.load(memory_ptr + 1)) | (tl.program_id(2) * BLOCK_DIM >= size):
+        return
+    row = tl.arange(0, BLOCK_ROWS)
+    moves = (row < num_rows)[:, None] & (dim < size)[None, :]
+    from_slot = tl.load(from_ptr + row, mask=row < num_rows, other=0)
+    to_slot = tl.load(to_ptr + row, mask=row < num_rows, other=0)
+    head_ptr = tl.load(memory_ptr).to(tl.pointer_type(ELEMENT)) + head * num_slots * size + dim[None, :]
+    values = tl.load(head_ptr + from_slot[:, None] * size, mask=moves)
+    tl.debug_barrier()
+    tl.store(head_ptr + to_slot[:, None] * size, values, mask=moves)
+
+
+class RowMover:
+    """Copies rows between slots of all `memories` `[heads, slots, dim]` in one launch, as if all were read before any is written.
+
+    The memories stay where they are, and have one dtype; heads and dims may differ.
+    """
+
+    def __init__(self, memories: Sequence[torch.Tensor]) -> None:
+        check_memories(memories)
+        self._memories = tuple(memories)  # their addresses are good for as long as they are
+        self._heads, self._dim = max(each.shape[0] for each in memories), max(each.shape[2] for each in memories)
+        self._element = ELEMENTS[memories[0].itemsize]
+        self._table = torch.tensor([[each.data_ptr(), *each.shape] for each in memories], dtype=torch.int64).to(memories[0].device)
+
+    def move(self, from_slots: torch.Tensor, to_slots: torch.Tensor) -> None:
+        check_moves(from_slots, to_slots)
+        move_rows_kernel[(len(self._memories), self._heads, triton.cdiv(self._dim, MOVED_DIM))](
+            self._table, from_slots, to_slots, from_slots.shape[0],
+            BLOCK_ROWS=triton.next_power_of_2(from_slots.shape[0]), BLOCK_DIM=MOVED_DIM, ELEMENT=self._element, num_warps=4,
+        )  # fmt: skip
+
+
+__all__ = ["RowMover", "compiled_once", "move_rows_kernel", "store_rows", "store_rows_kernel"]
