@@ -67,6 +67,8 @@ def compile_variant(variant: Variant) -> dict[str, Any]:
         "block_k": variant.constants.get("BLOCK_K"),
         "num_warps": variant.options["num_warps"],
         "constants": variant.constants,
+        # numbers by which Triton would choose another compilation
+        "choosing": [name for name, value in variant.arguments.items() if isinstance(value, int) and name not in taken_as_are],
         "matrix_instructions": sorted(set(MATRIX.findall(text))),
         "num_matrix_instructions": len(MATRIX.findall(text)),
         "chains": chains(text),

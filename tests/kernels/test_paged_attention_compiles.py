@@ -39,6 +39,10 @@ def test_shared_and_own_keys_go_through_the_same_instructions(variants):
     assert counted == 7
 
 
+def test_no_size_of_a_pass_chooses_another_compilation(variants):
+    assert all(variant["choosing"] == [] for variant in variants)
+
+
 def test_nothing_is_added_by_whoever_comes_first(variants):
     assert all(variant["atomics"] == 0 for variant in variants)
 

@@ -246,18 +246,20 @@ def paged_attention(
     scale = head_dim**-0.5 if scaling is None else scaling
     seen_keys = NO_WINDOW if window is None else window
     constants = constants_of(query.dtype, num_heads // num_kv_heads, head_dim, value_dim)
-    for begin in range(0, num_rows, rows_at_once):
-        end = min(begin + rows_at_once, num_rows)
-        attend_split_kernel[(num_rows, num_kv_heads, num_splits)](
-            query, key_memory, value_memory, rows.positions, rows.sequences, rows.forks, rows.paths, rows.block_tables, rows.tiles, sums, weights,
-            begin, end, num_slots, rows.paths.stride(0), rows.block_tables.stride(0), *query.stride()[1:],
-            scale * LOG2_E if softcap is None else scale / softcap, 0.0 if softcap is None else softcap * LOG2_E, seen_keys,
-            HAS_SOFTCAP=softcap is not None, WIDEN=is_interpreted() and query.dtype == torch.bfloat16, **constants,
-        )  # fmt: skip
-        add_splits_kernel[(end - begin, num_heads)](
-            sums, weights, rows.positions, sinks, out, begin, num_splits, seen_keys, VALUE_DIM=value_dim,
-            BLOCK_V=constants["BLOCK_V"], SPLIT_KEYS=SPLIT_KEYS, SPLITS_AT_ONCE=SPLITS_AT_ONCE, HAS_SINKS=sinks is not None, num_warps=ADDING_WARPS,
-        )  # fmt: skip
+    with torch.cuda.device_of(query):  # Triton launches on the current device
+        for begin in range(0, num_rows, rows_at_once):
+            end = min(begin + rows_at_once, num_rows)
+            attend_split_kernel[(num_rows, num_kv_heads, num_splits)](
+                query, key_memory, value_memory, rows.positions, rows.sequences, rows.forks, rows.paths, rows.block_tables, rows.tiles, sums, weights,
+                begin, end, num_slots, rows.paths.stride(0), rows.block_tables.stride(0), *query.stride()[1:],
+                scale * LOG2_E if softcap is None else scale / softcap, 0.0 if softcap is None else softcap * LOG2_E, seen_keys,
+                HAS_SOFTCAP=softcap is not None, WIDEN=is_interpreted() and query.dtype == torch.bfloat16, enable_fp_fusion=True, **constants,
+            )  # fmt: skip
+            add_splits_kernel[(end - begin, num_heads)](
+                sums, weights, rows.positions, sinks, out, begin, num_splits, seen_keys,
+                VALUE_DIM=value_dim, BLOCK_V=constants["BLOCK_V"], SPLIT_KEYS=SPLIT_KEYS, SPLITS_AT_ONCE=SPLITS_AT_ONCE,
+                HAS_SINKS=sinks is not None, num_warps=ADDING_WARPS, enable_fp_fusion=True,
+            )  # fmt: skip
     return out
 
 

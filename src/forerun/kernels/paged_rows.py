@@ -14,14 +14,14 @@ import triton.language as tl
 
 from forerun.kernels.paged_attention_reference import check_memories, check_moves, check_rows
 
-TABLES = ("positions_ptr", "sequences_ptr", "forks_ptr", "paths_ptr", "block_tables_ptr", "tiles_ptr", "slots_ptr", "from_ptr", "to_ptr")
+TAKEN_AS_THEY_ARE = ("query_ptr", "positions_ptr", "sequences_ptr", "forks_ptr", "paths_ptr", "block_tables_ptr", "tiles_ptr", "slots_ptr", "from_ptr", "to_ptr")
 ELEMENTS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}  # by size: what is moved is not looked at
 MOVED_DIM = 32  # of one program: a hundred rows and more fit its registers
 
 
 def compiled_once(*varying: str):
-    """A kernel that is compiled once whatever the sizes and tables of a pass: Triton would compile another for numbers that are 1 or that 16 divides."""
-    return triton.jit(do_not_specialize=varying, do_not_specialize_on_alignment=TABLES)
+    """A kernel that is compiled once whatever the sizes and tables of a pass: Triton would compile another for numbers or addresses that 16 divides."""
+    return triton.jit(do_not_specialize=varying, do_not_specialize_on_alignment=TAKEN_AS_THEY_ARE)
 
 
 @compiled_once(
@@ -61,10 +61,12 @@ def store_rows(key: torch.Tensor, value: torch.Tensor, key_memory: torch.Tensor,
     check_rows(key, value, key_memory, value_memory, slots)
     num_kv_heads, num_slots, head_dim = key_memory.shape
     value_dim = value_memory.shape[2]
-    store_rows_kernel[(slots.shape[0], num_kv_heads)](
-        key, value, key_memory, value_memory, slots, num_slots, *key.stride()[1:], *value.stride()[1:],
-        HEAD_DIM=head_dim, VALUE_DIM=value_dim, BLOCK_D=triton.next_power_of_2(head_dim), BLOCK_V=triton.next_power_of_2(value_dim), num_warps=1,
-    )  # fmt: skip
+    with torch.cuda.device_of(key_memory):  # Triton launches on the current device
+        store_rows_kernel[(slots.shape[0], num_kv_heads)](
+            key, value, key_memory, value_memory, slots, num_slots, *key.stride()[1:], *value.stride()[1:],
+            HEAD_DIM=head_dim, VALUE_DIM=value_dim, BLOCK_D=triton.next_power_of_2(head_dim), BLOCK_V=triton.next_power_of_2(value_dim),
+            num_warps=1, enable_fp_fusion=True,
+        )  # fmt: skip
 
 
 @compiled_once("num_rows")
@@ -110,10 +112,11 @@ class RowMover:
 
     def move(self, from_slots: torch.Tensor, to_slots: torch.Tensor) -> None:
         check_moves(from_slots, to_slots)
-        move_rows_kernel[(len(self._memories), self._heads, triton.cdiv(self._dim, MOVED_DIM))](
-            self._table, from_slots, to_slots, from_slots.shape[0],
-            BLOCK_ROWS=triton.next_power_of_2(from_slots.shape[0]), BLOCK_DIM=MOVED_DIM, ELEMENT=self._element, num_warps=4,
-        )  # fmt: skip
+        with torch.cuda.device_of(self._table):
+            move_rows_kernel[(len(self._memories), self._heads, triton.cdiv(self._dim, MOVED_DIM))](
+                self._table, from_slots, to_slots, from_slots.shape[0], BLOCK_ROWS=triton.next_power_of_2(from_slots.shape[0]),
+                BLOCK_DIM=MOVED_DIM, ELEMENT=self._element, num_warps=4, enable_fp_fusion=True,
+            )  # fmt: skip
 
 
 __all__ = ["RowMover", "compiled_once", "move_rows_kernel", "store_rows", "store_rows_kernel"]
