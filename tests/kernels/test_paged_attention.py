@@ -148,6 +148,7 @@ def test_whole_numbers_are_summed_exactly(kernels):
 
 
 @both
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy says what the interpreter multiplies
 def test_what_is_no_number_stays_in_its_own_rows(kernels):
     """A draft that a broken cache or an overflow spoils: its siblings and ancestors, in the same tile, do not see it."""
     clean = make_text(HALF, 62, TREE, 10)
