@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +14,9 @@ if not torch.cuda.is_available():
 
 import pytest
 from hypothesis import settings
-from tiny_models import across, make_drafter, make_model, make_tokenizer
+from tiny_models import across, make_drafter, make_model, make_tokenizer, wide
 
-from forerun import LLM, Drafter, DrafterContext
+from forerun import LLM
 from forerun.drafters import Suffix, SuffixStore
 from forerun.drafters.draft_model import DraftModel
 from forerun.drafters.prompt_lookup import PromptLookup
@@ -49,18 +48,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def tokenizer():
     return make_tokenizer()
-
-
-def wide(factory: Callable[[DrafterContext], Drafter]) -> Callable[[DrafterContext], Drafter]:
-    """The drafter asked for three tokens beside each other, also where the engine asks for a chain."""
-
-    def make(context: DrafterContext) -> Drafter:
-        drafter = factory(context)
-        propose = drafter.propose
-        drafter.propose = lambda requests, budget: propose(requests, [replace(most, width=3) for most in budget])
-        return drafter
-
-    return make
 
 
 @pytest.fixture(scope="session")

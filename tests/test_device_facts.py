@@ -11,6 +11,7 @@ import torch
 from forerun.bench import device_facts as module
 from forerun.bench.device_facts import device_facts, memory_facts, record_passes
 from forerun.drafters.draft_model import DraftModel
+from forerun.models.paged_model import PagedModel
 
 CUDA = torch.device("cuda")
 MIB = 2**20
@@ -52,17 +53,11 @@ def test_without_nvml_the_rest_is_said(gpu, monkeypatch):
     assert set(device_facts(torch.device("cpu"))) == {"name", "type"}
 
 
-class Recording:
-    """A model that records three passes."""
-
-    device = torch.device("cpu")
-    why_unrecorded = None
-    num_recorded = 0
-
-    def record_ahead(self):
-        for done in range(3):
-            yield done, 3
-            self.num_recorded += 1
+def recording(why=None):
+    """A model that recorded three passes."""
+    model = PagedModel.__new__(PagedModel)
+    model.num_recorded, model.record_seconds, model.why_unrecorded, model.device = 3, 1.23456, why, torch.device("cpu")
+    return model
 
 
 def engine_of(model, layers=(), drafters=()):
@@ -71,16 +66,13 @@ def engine_of(model, layers=(), drafters=()):
 
 
 def test_recorded_passes_are_counted_and_timed():
-    found = record_passes(engine_of(Recording()))
-    assert found["passes"] == 3 and found["seconds"] >= 0 and "reason" not in found
-    model = Recording()
-    model.why_unrecorded = "RuntimeError: it waits for the device"
-    assert record_passes(engine_of(model))["reason"] == "RuntimeError: it waits for the device"
+    assert record_passes(engine_of(recording())) == {"passes": 3, "seconds": 1.235}
+    assert record_passes(engine_of(recording("RuntimeError: it waits for the device")))["reason"] == "RuntimeError: it waits for the device"
 
 
 def test_draft_models_record_passes_of_their_own():
     drafter = DraftModel.__new__(DraftModel)
-    drafter.name, drafter._model = "small", Recording()
+    drafter.name, drafter._model = "small", recording()
     found = record_passes(engine_of(SimpleNamespace(device=torch.device("cpu")), drafters=[drafter, object()]))
     assert found["passes"] is None and found["drafters"]["small"]["passes"] == 3
 

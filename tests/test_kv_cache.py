@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from forerun.kv_cache.contiguous import ContiguousCache, ContiguousSequence
+from forerun.kv_cache.paged import PagedCache
 from forerun.kv_cache.protocol import PAGE_SIZE
 from forerun.types import TokenTree
 
@@ -136,11 +137,29 @@ def test_a_fork_has_the_first_rows_and_memory_of_its_own():
     assert torch.equal(source.layers()[0][0][:, :1], rows_of([1], 0))
 
 
-def test_a_path_with_branches_needs_held_rows():
-    sequence = ContiguousSequence(64)
-    sequence.write(0, 0, rows_of([1, 2, 3], 0), rows_of([1, 2, 3], 0))
-    with pytest.raises(AssertionError, match="of a chain"):
-        sequence.keep([1])
+@pytest.mark.parametrize("sequence", [lambda: ContiguousSequence(64), lambda: PagedCache(3).own_sequence(64)], ids=["contiguous", "paged"])
+def test_a_path_is_moved_where_each_node_stands_by_its_number(sequence):
+    kv = sequence()
+    kv.write(0, 0, rows_of([1, 2, 3, 4], 0), -rows_of([1, 2, 3, 4], 0))
+    kv.keep([0, 2])
+    ((keys, values),) = kv.layers()
+    assert kv.num_tokens == 3 and torch.equal(keys[:, :3], rows_of([1, 2, 4], 0)) and torch.equal(values[:, :3], -rows_of([1, 2, 4], 0))
+
+
+def test_an_own_sequence_gives_its_blocks_back_when_nobody_holds_it():
+    cache = PagedCache(4)
+    kv = cache.own_sequence(100)
+    kv.write(0, 0, rows_of([1, 2, 3], 0), rows_of([1, 2, 3], 0))
+    kv.advance(3)
+    other = kv.fork(2, 100, 2)
+    assert (other.num_tokens, other.capacity, cache.pool.num_available) == (2, 128, 0)
+    assert torch.equal(other.layers()[0][0][:, :2], rows_of([1, 2], 0)) and not other.layers()[0][0][:, 2:].any()
+    other.write(0, 0, rows_of([9], 0), rows_of([9], 0))
+    assert torch.equal(kv.layers()[0][0][:, :3], rows_of([1, 2, 3], 0))
+    with pytest.raises(MemoryError, match="64 tokens does not fit the cache: 0 are free"):
+        kv.fork(1, 1, 1)
+    del kv
+    assert cache.pool.num_available == 2
 
 
 def test_a_freed_request_is_gone_and_freeing_twice_is_harmless():

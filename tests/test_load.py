@@ -287,7 +287,7 @@ def test_a_refused_guess_that_is_no_number_leaves_nothing_behind(make, alone, mo
     llm = make()
     monkeypatch.setattr(llm.engine.speculator, "drafters", [hostile.AlwaysWrong({})])
     verify = llm.engine.verifier._verify_one
-    monkeypatch.setattr(llm.engine.verifier, "_verify_one", lambda request, tree, rows, best: verify(request, tree, rows, [best[0], *[None] * (len(best) - 1)]))
+    monkeypatch.setattr(llm.engine.verifier, "_verify_one", lambda request, tree, rows, best, drawn: verify(request, tree, rows, [best[0], *[None] * (len(best) - 1)], drawn))
     assert tokens(llm.generate(PROMPTS, [replace(params, num_draft_tokens=3) for params in EACH])) == alone("fp32")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -42,7 +43,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from forerun import DrafterContext
+from forerun import Drafter, DrafterContext
 from forerun.drafters.cross_vocabulary import CrossVocabulary
 
 VOCAB_SIZE = 320
@@ -163,3 +164,15 @@ def across(model: PreTrainedModel, method: str = "auto") -> Callable[[DrafterCon
     """A drafter that says what `model` says, in other token ids."""
     order = shuffled_ids()
     return lambda context: CrossVocabulary(in_other_ids(model, order), make_tokenizer(order=order), context, method=method)
+
+
+def wide(factory: Callable[[DrafterContext], Drafter]) -> Callable[[DrafterContext], Drafter]:
+    """The drafter asked for three tokens beside each other, also where the engine asks for a chain."""
+
+    def make(context: DrafterContext) -> Drafter:
+        drafter = factory(context)
+        propose = drafter.propose
+        drafter.propose = lambda requests, budget: propose(requests, [replace(most, width=3) for most in budget])
+        return drafter
+
+    return make

@@ -224,14 +224,14 @@ def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return found
 
 
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The torch device; None is the CPU. Raises InvalidInputError for one that this machine lacks."""
+def resolve_device(device: str | torch.device | None, field: str = "device") -> torch.device:
+    """The torch device; None is the CPU. Raises InvalidInputError that names `field` for one that this machine lacks."""
     try:
         found = torch.device("cpu" if device is None else device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
-        raise InvalidInputError("device", device, f'this machine cannot run it ({reason}): give "cpu" or leave it out') from error
+        raise InvalidInputError(field, device, f'this machine cannot run it ({reason}): give "cpu" or leave it out') from error
     return found
 
 

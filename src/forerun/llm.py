@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import operator
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, count
 from pathlib import Path
@@ -19,16 +21,18 @@ from forerun.engine.llm_engine import LLMEngine
 from forerun.engine.request import Request
 from forerun.engine.saved_request import SavedRequest
 from forerun.kv_cache.paged import PagedCache
-from forerun.models.cache_memory import num_cache_blocks
-from forerun.models.causal_model import CausalModel
+from forerun.models.cache_memory import MemoryPlan, share_out
+from forerun.models.choice import causal_model, prepare_layers
 from forerun.models.exactness import Exactness, establish
-from forerun.models.linear import pack_where_faster
 from forerun.models.loading import RECOMMENDED_DRAFTERS, check_class, load_model, load_tokenizer, own_tokenizer, shared_copy
+from forerun.models.paged_model import PagedModel
 from forerun.models.pass_cost import PassCost
 from forerun.models.reference import check_against_reference
 from forerun.sampling.noise import GumbelNoise
 from forerun.speculator.explanation import Explanation
 from forerun.types import ForerunError, InvalidInputError, ModelLoadError, RequestOutput, SpeculationStats, StreamedToken
+
+logger = logging.getLogger(__name__)
 
 Prompt = str | Sequence[int]
 Drafters = DrafterSpec | Sequence[DrafterSpec] | None
@@ -40,6 +44,7 @@ class LLM:
     `target`: "forerun/default" (bundled), a hub id, a model folder, or a loaded transformers model (left as it is).
     `drafter`: a name ("prompt_lookup"), a model folder or hub id, a loaded model, several of these, "none" or None for plain
     decoding; "auto" takes the drafter recommended for the target, else prompt lookup.
+    `drafter_device`: where draft models run; None is the target's device.
     `dtype`: "bfloat16", "float32", ... ; None is the checkpoint's own, or float32 where the processor would have to emulate that. `device`: "cpu", "cuda", ...
 
     The other settings are those of `EngineConfig`.
@@ -54,6 +59,7 @@ class LLM:
         *,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        drafter_device: str | torch.device | None = None,
         tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
         max_num_seqs: int = 16,
         max_model_len: int | None = None,
@@ -74,14 +80,21 @@ class LLM:
         self.tokenizer = self._load_tokenizer(target, model, tokenizer)
         self.max_model_len = _context(model, max_model_len)
         check_against_reference(model)
-        pack_where_faster(model)
-        causal = CausalModel(model)
+        prepare_layers(model)
+        causal = causal_model(model)
         self.exactness: Exactness = establish(causal, self.max_model_len)
         noise = GumbelNoise(causal.vocab_size, causal.device)
         eos = _eos_token_ids(model, self.tokenizer)
         remembers = self.exactness.kind == "bitwise" if enable_prefix_caching is None else enable_prefix_caching
-        kv_cache = PagedCache(num_cache_blocks(causal, config, self.max_model_len), remembers=remembers, device=causal.device)
-        context = DrafterContext(causal.vocab_size, self.max_model_len, eos, noise, causal.device, model.dtype, self.tokenizer, causal, kv_cache)
+        self.memory: MemoryPlan
+        self.memory, num_blocks = share_out(causal, config, self.max_model_len)
+        logger.info("%s: %s", type(model).__name__, self.memory)
+        kv_cache = PagedCache(num_blocks, remembers=remembers, device=causal.device)
+        if isinstance(causal, PagedModel):
+            causal.use_memory(kv_cache)
+            _record(causal)
+        drafts_on = causal.device if drafter_device is None else resolve_device(drafter_device, "drafter_device")
+        context = DrafterContext(causal.vocab_size, self.max_model_len, eos, noise, drafts_on, model.dtype, self.tokenizer, causal, kv_cache)
         drafters = _told_apart([create(spec, context) for spec in drafter_specs(drafter, target)])
         self.drafter_names = [made.name for made in drafters]
         passes = PassCost.measure(causal, self.max_model_len) if drafters else PassCost.unknown()
@@ -245,6 +258,14 @@ class LLM:
         if self.tokenizer is None:
             raise InvalidInputError("prompt", prompt, "the target came without a tokenizer: give tokenizer=..., or token ids")
         return cast(list[int], self.tokenizer(prompt).input_ids)
+
+
+def _record(model: PagedModel) -> None:
+    """The passes that every text needs; others are recorded when their shape first comes up."""
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task("recording passes", total=None)
+        for done, total in model.record_ahead():
+            bar.update(task, completed=done, total=total)
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

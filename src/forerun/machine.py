@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -92,6 +93,25 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return min(_free_in_machine(), _free_in_container())
+
+
+def peak_memory(device: torch.device, work: Callable[[], object]) -> int:
+    """Bytes that `work` takes for a while beyond what is held before it; 0 on the CPU, whose memory is not counted."""
+    if device.type != "cuda":
+        work()
+        return 0
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    torch.cuda.synchronize(device)
+    return max(0, torch.cuda.max_memory_allocated(device) - before)
+
+
+def release_cached_memory(device: torch.device) -> None:
+    """Gives what nobody holds back to the device, so that `free_memory` counts it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _free_in_machine() -> int:

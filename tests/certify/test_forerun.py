@@ -90,8 +90,8 @@ def test_a_verifier_that_errs_is_caught(subject_of, monkeypatch):
     """One token too many after a refusal, inside the real engine."""
     honest = Verifier._verify_one
 
-    def one_too_many(self, request, tree, rows, best_ids):
-        verified = honest(self, request, tree, rows, best_ids)
+    def one_too_many(self, request, tree, rows, *known):
+        verified = honest(self, request, tree, rows, *known)
         if len(verified.path) == len(tree):
             return verified
         return replace(verified, token_ids=(*verified.token_ids[:-1], tree.token_ids[len(verified.path)]))

@@ -13,7 +13,6 @@ from forerun.bench.harness import Advance, circumstances, encode
 from forerun.bench.rules import MATCH_ARGMAX, argmax_survival, coupling_floor, overlap, survival, synthetic_pair
 from forerun.config import GREEDY_BELOW, Acceptance, SamplingParams, check_num_draft_tokens
 from forerun.drafters.draft_model import DraftModel
-from forerun.kv_cache.contiguous import ContiguousSequence
 from forerun.llm import LLM, Drafters, drafter_specs
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
@@ -117,7 +116,7 @@ class _Reader:
     def __init__(self, model: CausalModel, token_ids: list[int], num_draft_tokens: int) -> None:
         self._model = model
         self._token_ids = token_ids
-        self._kv = ContiguousSequence(len(token_ids) + num_draft_tokens)
+        self._kv = model.own_sequence(len(token_ids) + num_draft_tokens)
         self._num_cached = 0
 
     def laws(self, start: int, draft: Sequence[int], params: SamplingParams, vocab_size: int) -> torch.Tensor:

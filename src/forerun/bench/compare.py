@@ -16,7 +16,6 @@ from forerun.bench.jobs import Job
 from forerun.bench.methods import PLAIN, SPECULATIVE, Forerun
 from forerun.bench.quantised import QUANTISED, quantised
 from forerun.bench.roofline import cost_of, weight_bytes
-from forerun.kv_cache.contiguous import ContiguousSequence
 from forerun.llm import LLM
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
@@ -111,7 +110,7 @@ def _lossy(model: PreTrainedModel, engines: Engines) -> LLM:
 def _pass_seconds(model: CausalModel, min_rows: int) -> float:
     model.min_rows = min_rows
     times = []
-    kv = ContiguousSequence(1)
+    kv = model.own_sequence(1)
     for _ in range(ROUNDS):
         began = time.perf_counter()
         model.forward([Segment(kv, [0], 0)]).sum().item()  # waits for the kernels

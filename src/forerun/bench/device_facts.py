@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,9 @@ from forerun.bench.roofline import weight_bytes
 from forerun.drafters.draft_model import DraftModel
 from forerun.energy_counters import nvml_device, reason
 from forerun.llm import LLM
-from forerun.machine import hardware, installed_version, synchronise
+from forerun.machine import hardware, installed_version
+from forerun.models.causal_model import CausalModel
+from forerun.models.paged_model import PagedModel
 
 MILLI, MIB = 1e-3, 2**20
 
@@ -66,23 +67,16 @@ def _text(value: Any) -> str:
 
 
 def record_passes(llm: LLM) -> dict[str, Any]:
-    """Records what the target and its draft models record ahead. `passes` counts all that are recorded by now, `seconds` is what those took that were not yet."""
+    """How many passes the target and its draft models have recorded by now, and how long that took."""
     drafters = {each.name: each.model for each in llm.engine.speculator.drafters if isinstance(each, DraftModel)}
     return {**_recorded(llm.engine.model_runner.model), **({"drafters": {name: _recorded(model) for name, model in drafters.items()}} if drafters else {})}
 
 
-@torch.inference_mode()
-def _recorded(model: Any) -> dict[str, Any]:
-    if not hasattr(model, "record_ahead"):
+def _recorded(model: CausalModel) -> dict[str, Any]:
+    if not isinstance(model, PagedModel):
         return {"passes": None, "seconds": None, "reason": f"{type(model).__name__} records no passes"}
-    synchronise(model.device)
-    began = time.perf_counter()
-    for _ in model.record_ahead():
-        pass
-    synchronise(model.device)
-    seconds = time.perf_counter() - began
-    unrecorded = getattr(model, "why_unrecorded", None)
-    return {"passes": int(model.num_recorded), "seconds": seconds, **({"reason": unrecorded} if unrecorded else {})}
+    why = {"reason": model.why_unrecorded} if model.why_unrecorded else {}
+    return {"passes": model.num_recorded, "seconds": round(model.record_seconds, 3), **why}
 
 
 def memory_facts(llm: LLM, model: torch.nn.Module) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from forerun.certify.certificate import Check, Status
-from forerun.kv_cache.contiguous import ContiguousSequence
+from forerun.kv_cache.protocol import OwnSequence
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
 
@@ -33,9 +33,9 @@ def row_difference(model: CausalModel, token_ids: Sequence[int], num_rows: int =
     """The last `num_rows` rows of a text: one by one, as plain decoding runs them, against passes of several rows and requests."""
     start = max(0, len(token_ids) - num_rows)
     size = len(token_ids) - start
-    known = ContiguousSequence(len(token_ids))
+    known = model.own_sequence(len(token_ids))
     model.prefill(Segment(known, list(token_ids[:start]), 0))
-    with _hidden_states(model) as layers:
+    with model.module_by_module(), _hidden_states(model) as layers:
         alone, alone_layers = _in_passes(model, known, token_ids, start, 1, 1, layers)
         largest, first = 0.0, None
         for width, neighbours in [(width, 1) for width in WIDTHS if width <= size] + [(size, NUM_NEIGHBOURS)]:
@@ -52,7 +52,7 @@ def row_difference(model: CausalModel, token_ids: Sequence[int], num_rows: int =
 
 def _in_passes(
     model: CausalModel,
-    known: ContiguousSequence,
+    known: OwnSequence,
     token_ids: Sequence[int],
     start: int,
     width: int,

@@ -16,7 +16,6 @@ from forerun.certify.parity import first_difference
 from forerun.certify.reference_law import reference_laws
 from forerun.certify.subject import Continuation, Seeding, Setting, Symbol
 from forerun.config import GREEDY_BELOW, Acceptance, SamplingParams
-from forerun.kv_cache.contiguous import ContiguousSequence
 from forerun.llm import LLM, Drafters
 from forerun.models.attention import Segment
 from forerun.models.loading import load_model
@@ -80,7 +79,7 @@ class ForerunSubject:
     @torch.inference_mode()
     def _plain_row(self, token_ids: list[int]) -> torch.Tensor:
         """Logits `[vocab_size]` after the last token, as a step without drafts computes them."""
-        kv = ContiguousSequence(len(token_ids))
+        kv = self._model.own_sequence(len(token_ids))
         self._model.prefill(Segment(kv, token_ids[:-1], 0))
         return self._model.forward([Segment(kv, token_ids[-1:], len(token_ids) - 1)])[0].float()
 

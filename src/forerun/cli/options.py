@@ -25,6 +25,7 @@ DrafterOption = Annotated[
 ]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="bf16 or fp32; left out: the checkpoint's own.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...")]
+DrafterDeviceOption = Annotated[str | None, typer.Option("--drafter-device", help="Where draft models run. Left out: the target's device.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON to this file.")]
 NumPromptsOption = Annotated[int, typer.Option("--num-prompts", help="How many of them, evenly spaced.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")]

@@ -14,6 +14,7 @@ from forerun.cli.console import one_line_errors, progress_bar
 from forerun.cli.options import (
     DEFAULT_TARGET,
     DeviceOption,
+    DrafterDeviceOption,
     DrafterOption,
     DtypeOption,
     TargetOption,
@@ -40,6 +41,7 @@ def serve(
     allow_remote: Annotated[bool, typer.Option("--allow-remote", help="Let --host be an address that others can reach; needs keys.")] = False,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    drafter_device: DrafterDeviceOption = None,
     served_model_name: Annotated[str | None, typer.Option("--served-model-name", help="What requests call the model. Left out: the target's name.")] = None,
     max_num_seqs: Annotated[int, typer.Option("--max-num-seqs", min=1, help="Requests that run together, at most.")] = 16,
     max_model_len: Annotated[int | None, typer.Option("--max-model-len", min=2, help="Tokens of a prompt and its output. Left out: the model's own.")] = None,
@@ -89,6 +91,7 @@ def serve(
                 drafter_argument(drafter),
                 dtype=dtype,
                 device=device,
+                drafter_device=drafter_device,
                 max_num_seqs=max_num_seqs,
                 max_model_len=max_model_len,
                 num_draft_tokens=draft_length,

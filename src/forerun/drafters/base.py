@@ -77,7 +77,10 @@ class Drafter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DrafterContext:
-    """What the engine tells a drafter when it is made. `noise` is the target's own: drafters draw `argmax(log q + g)`."""
+    """What the engine tells a drafter when it is made. `noise` is the target's own: drafters draw `argmax(log q + g)`.
+
+    `device` and `dtype` are for models that a drafter loads.
+    """
 
     vocab_size: int
     max_model_len: int
@@ -88,3 +91,9 @@ class DrafterContext:
     tokenizer: PreTrainedTokenizerBase | None
     target: CausalModel | None = None  # None where a drafter is tried out by itself
     kv_cache: KVCache | None = None  # the target's own
+
+    @property
+    def max_num_tokens(self) -> int:
+        """Of all texts together that the target has room for; one text's where that is not bounded."""
+        room = None if self.kv_cache is None else self.kv_cache.max_tokens
+        return self.max_model_len if room is None else room

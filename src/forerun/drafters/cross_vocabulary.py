@@ -16,9 +16,11 @@ from forerun.drafters.rewound_cache import SPARE_ROWS, RewoundCache
 from forerun.drafters.text_draft import MORE_STEPS, KnownText, TextDraft
 from forerun.drafters.vocabularies import Vocabulary, VocabularyPair
 from forerun.models.attention import Segment
+from forerun.models.cache_memory import draft_memory
 from forerun.models.causal_model import CausalModel
-from forerun.models.linear import pack_where_faster
+from forerun.models.choice import causal_model, prepare_layers
 from forerun.models.loading import check_class, load_model, own_tokenizer, shared_copy, shown_name
+from forerun.models.paged_model import PagedModel
 from forerun.models.pass_cost import PassCost
 from forerun.types import InvalidInputError, ModelLoadError, TokenTree, Verified
 
@@ -78,9 +80,9 @@ class CrossVocabulary:
             raise ModelLoadError(f"drafter={name!r} has a tokenizer and the target none, so that nobody knows which tokens they share: give LLM(tokenizer=...)")
         self.name = name
         self.method = method
-        self._context = context
-        pack_where_faster(model)
-        self._model = CausalModel(model, min_rows=1, capture_rows=CAPTURED_ROWS)
+        self._context = replace(context, noise=context.noise.on(model.device))
+        prepare_layers(model)
+        self._model = causal_model(model, min_rows=1, capture_rows=CAPTURED_ROWS)
         self.vocabularies = VocabularyPair(
             Vocabulary.of(context.tokenizer, context.vocab_size, context.end_token_ids),
             Vocabulary.of(tokenizer, self._model.vocab_size, _end_token_ids(model)),
@@ -90,12 +92,14 @@ class CrossVocabulary:
         # from the drafter's row to the target's: what stands where, and what is not shared
         self._sources = torch.zeros(context.vocab_size, dtype=torch.int64)
         self._sources[self.vocabularies.shared_target_ids] = self.vocabularies.shared_draft_ids
-        self._sources = self._sources.to(context.device)
+        self._sources = self._sources.to(model.device)
         self._unshared = torch.ones(context.vocab_size, dtype=torch.bool)
         self._unshared[self.vocabularies.shared_target_ids] = False
-        self._unshared = self._unshared.to(context.device)
+        self._unshared = self._unshared.to(model.device)
         self._one_to_one = self.vocabularies.agreement >= ONE_TO_ONE
         self._max_len: int = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", context.max_model_len)
+        if isinstance(self._model, PagedModel):
+            draft_memory(self._model, context.max_num_tokens)
         self._cost = None if context.target is None else PassCost.measure(self._model, self._max_len)
         self._cache = RewoundCache(self._model)
         self._known: dict[int, KnownText] = {}
@@ -157,7 +161,7 @@ class CrossVocabulary:
             known = self._known[request.request_id] = KnownText.of(request, self.vocabularies, self._one_to_one)
         known.num_same = min(known.num_same, known.text.read(request.token_ids))
         depth = min(budget.depth, self._max_len - len(known.text.token_ids) - MORE_STEPS, MAX_ROWS - MORE_STEPS)
-        if depth <= 0 or not known.text.token_ids:
+        if depth <= 0 or not known.text.token_ids or not self._cache.make_room(request.request_id, len(known.text.token_ids)):
             return DraftBudget(0)
         return replace(budget, depth=depth, width=budget.width if depth * budget.width <= MAX_ROWS else 1)
 

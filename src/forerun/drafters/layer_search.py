@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from forerun.kv_cache.contiguous import ContiguousSequence
+from forerun.kv_cache.protocol import OwnSequence
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
+from forerun.models.choice import beside
 from forerun.models.exactness import cache_folder
 from forerun.models.fingerprint import fingerprint
 from forerun.models.layer_subset import decoder_layers, num_weights, with_layers
@@ -132,7 +133,8 @@ class _Search:
             for index, layer in enumerate(decoder_layers(self._target.model)[1])
         ]
         try:
-            rows = [self._target.forward([Segment(kv.copy(), tokens[start:], start)]) for tokens, start, kv in self._texts]
+            with self._target.module_by_module():
+                rows = [self._target.forward([Segment(kv.copy(), tokens[start:], start)]) for tokens, start, kv in self._texts]
         finally:
             for hook in hooks:
                 hook.remove()
@@ -140,7 +142,7 @@ class _Search:
 
     def _overlap(self, layers: tuple[int, ...]) -> float:
         """Of the first guess behind each token: later tokens first, so that every row reads the target's own keys before it, as in use."""
-        model = CausalModel(with_layers(self._target.model, layers), min_rows=1, capture_rows=1)
+        model = beside(self._target, with_layers(self._target.model, layers), capture_rows=1)
         total = count = 0.0
         low = 0
         for tokens, start, kv in self._texts:
@@ -162,7 +164,7 @@ def _turning(influence: list[float], index: int) -> Callable[..., None]:
     return hook
 
 
-def _own_texts(target: CausalModel, tokenizer: PreTrainedTokenizerBase | None) -> list[tuple[list[int], int, ContiguousSequence]]:
+def _own_texts(target: CausalModel, tokenizer: PreTrainedTokenizerBase | None) -> list[tuple[list[int], int, OwnSequence]]:
     """Token ids, where the target's own begin, and the keys and values of all of them, a text each."""
     generator = torch.Generator().manual_seed(0)
     if tokenizer is None:
@@ -170,7 +172,7 @@ def _own_texts(target: CausalModel, tokenizer: PreTrainedTokenizerBase | None) -
     else:
         encoded = [tokenizer(prompt.text).input_ids for prompt in spread(bundled_prompts(), NUM_TEXTS)]
         texts = [[token_id for token_id in text if token_id < target.vocab_size][:PROMPT_TOKENS] or [0] for text in encoded]
-    caches = [ContiguousSequence(PROMPT_TOKENS + OWN_TOKENS) for _ in texts]
+    caches = [target.own_sequence(PROMPT_TOKENS + OWN_TOKENS) for _ in texts]
     starts = [len(text) - 1 for text in texts]
     for text, kv in zip(texts, caches, strict=True):
         if len(text) > 1:

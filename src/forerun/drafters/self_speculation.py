@@ -13,11 +13,11 @@ from forerun.drafters.base import DraftBudget, DrafterContext, DraftRequest
 from forerun.drafters.growing_tree import CAPTURED_ROWS, GrowingTree, levels_seconds
 from forerun.drafters.guesses import guesses
 from forerun.drafters.layer_search import LayerChoice, find_layers
-from forerun.kv_cache.contiguous import ContiguousSequence
 from forerun.kv_cache.protocol import KVCache
 from forerun.machine import synchronise
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
+from forerun.models.choice import beside
 from forerun.models.layer_subset import decoder_layers, with_layers
 from forerun.models.pass_cost import PassCost
 from forerun.types import InvalidInputError, ModelLoadError, TokenTree, Verified
@@ -53,7 +53,7 @@ class SelfSpeculation:
         self.layers = tuple(layers)
         self._model: CausalModel | None = None
         if self.layers:
-            self._model = CausalModel(with_layers(context.target.model, self.layers), min_rows=1, capture_rows=CAPTURED_ROWS)
+            self._model = beside(context.target, with_layers(context.target.model, self.layers), capture_rows=CAPTURED_ROWS)
             self._model.min_rows = _quickest_padding(self._model)
         self._cost = None if self._model is None else PassCost.measure(self._model, context.max_model_len)
 
@@ -131,7 +131,7 @@ def _quickest_padding(model: CausalModel) -> int:
     seconds = {}
     for rows in (1, 2):
         model.min_rows = rows
-        segment = Segment(ContiguousSequence(1), [0], 0)
+        segment = Segment(model.own_sequence(1), [0], 0)
         model.forward([segment])  # captures
         times = []
         for _ in range(MEASURED_ROUNDS):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from forerun.engine.request import Batch, RequestUpdate
 from forerun.speculator.speculator import Speculator
@@ -37,10 +36,10 @@ class Accounts:
         )
 
     def step(
-        self, speculator: Speculator, batch: Batch, updates: Sequence[RequestUpdate], trees: Sequence[TokenTree], clock: Sequence[float]
+        self, speculator: Speculator, batch: Batch, updates: Sequence[RequestUpdate], trees: Sequence[TokenTree], seconds: Sequence[float]
     ) -> None:
-        """Shares the step's times out: those of prompts by their tokens, all others by rows. `clock` was read around prefill, drafts, pass and the rest."""
-        prefilled, drafted, passed, ended = (after - before for before, after in pairwise(clock))
+        """Shares the step's times out: those of prompts by their tokens, all others by rows. `seconds` are those of prefill, drafts, pass and the rest."""
+        prefilled, drafted, passed, ended = seconds
         self.prefill(batch, prefilled)
         expected = speculator.step_took(sum(len(update.tokens) for update in updates), passed, ended)
         num_rows = len(trees) + sum(map(len, trees))

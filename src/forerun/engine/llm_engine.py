@@ -20,6 +20,7 @@ from forerun.engine.model_runner import ModelRunner
 from forerun.engine.request import Batch, Request, RequestUpdate
 from forerun.engine.saved_request import SavedRequest
 from forerun.engine.scheduler import Scheduler
+from forerun.engine.step_clock import StepClock
 from forerun.engine.verifier import Verifier
 from forerun.kv_cache.protocol import KVCache
 from forerun.models.causal_model import CausalModel
@@ -192,26 +193,26 @@ class LLMEngine:
 
     def _run(self, batch: Batch) -> list[RequestUpdate]:
         """Nothing advances before the verdict, so what breaks on the way there is tried again, each request by itself, and who is to blame ends alone."""
-        clock = [time.perf_counter()]
+        clock = StepClock(self.model_runner.model.device)
         try:
             self.model_runner.prefill(batch)
-            clock.append(time.perf_counter())
+            clock.tick()
             if not batch.requests:
-                self._accounts.prefill(batch, clock[1] - clock[0])
+                self._accounts.prefill(batch, *clock.intervals())
                 return []
             trees = self._propose(batch.requests)
-            clock.append(time.perf_counter())
+            clock.tick()
             logits = self.model_runner.forward(batch, trees)
-            clock.append(time.perf_counter())
+            clock.tick()
             verified = self.verifier.verify(batch, trees, logits)
         except Exception as error:
             return self._blame(batch, error)
         verified = [self._keep(request, kept) for request, kept in zip(batch.requests, verified, strict=True)]
         self._observe(batch.requests, verified)
         updates = [self._commit(request, kept) for request, kept in zip(batch.requests, verified, strict=True)]
-        clock.append(time.perf_counter())
+        clock.tick()
         try:
-            self._accounts.step(self.speculator, batch, updates, trees, clock)
+            self._accounts.step(self.speculator, batch, updates, trees, clock.intervals())
         except Exception:
             logger.exception("the figures of this step are lost")
         self._release([update.request for update in updates if update.is_last])

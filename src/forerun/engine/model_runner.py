@@ -8,7 +8,6 @@ import torch
 
 from forerun.engine.request import Batch, Request
 from forerun.kv_cache.protocol import KVCache
-from forerun.machine import synchronise
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
 from forerun.sampling.sampler import token_logprobs
@@ -39,9 +38,7 @@ class ModelRunner:
 
         Trees stand depth first.
         """
-        logits = self.model.forward([self._rows(request, tree) for request, tree in zip(batch.requests, trees, strict=True)])
-        synchronise(self.model.device)  # verification reads the rows at once; the clock of the pass ends here
-        return logits
+        return self.model.forward([self._rows(request, tree) for request, tree in zip(batch.requests, trees, strict=True)])
 
     def _prefill_with_logprobs(self, request: Request, segment: Segment, num_top: int) -> None:
         """Row `i` of a prompt's logits speaks of its token `i + 1`."""

@@ -35,12 +35,21 @@ class ContiguousSequence(StoredSequence):
         held[0][:, start:end] = keys
         held[1][:, start:end] = values
 
+    def move(self, rows: Sequence[int], start: int) -> None:
+        for held in self._layers.values():
+            for each in held:
+                each[:, start : start + len(rows)] = each[:, list(rows)]
+
     def _zeros_like(self, rows: torch.Tensor) -> torch.Tensor:
         return rows.new_zeros(rows.shape[0], self.capacity, rows.shape[2])
 
     def layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values `[num_kv_heads, capacity, head_dim]` of the layers written so far."""
         return list(self._layers.values())
+
+    def fill(self, start: int, rows: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        for layer, (keys, values) in zip(list(self._layers), rows, strict=True):
+            self.store(layer, start, keys, values)
 
     def copy(self) -> ContiguousSequence:
         """The same rows in memory of their own."""
@@ -58,6 +67,12 @@ class ContiguousSequence(StoredSequence):
         for rows in self._layers.values():
             for each in rows:
                 each[:, start:] = 0
+
+    def extend(self, num_rows: int) -> None:
+        if num_rows <= self.capacity:
+            return
+        grown = self.fork(self.num_tokens, max(num_rows, 2 * self.capacity), self.num_tokens)
+        self.capacity, self._layers = grown.capacity, grown._layers
 
     def crop(self, num_tokens: int) -> None:
         """Forgets all but the first `num_tokens`."""

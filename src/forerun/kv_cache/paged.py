@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from forerun.kv_cache.block_pool import BlockPool
 from forerun.kv_cache.protocol import PAGE_SIZE
 from forerun.kv_cache.sequence import StoredSequence
+
+NOBODY = -1  # owns what belongs to no request
 
 
 def num_blocks_for(num_tokens: int) -> int:
@@ -82,6 +85,16 @@ class PagedSequence(StoredSequence):
         memory = self._cache.layers[layer]
         return self._gathered(memory[0], len(self.blocks)), self._gathered(memory[1], len(self.blocks))
 
+    def move(self, rows: Sequence[int], start: int) -> None:
+        sources, targets = (self.slots(each).to(self._table.device) for each in (rows, range(start, start + len(rows))))
+        for memory in self._cache.layers.values():
+            for each in memory:
+                each.index_copy_(1, targets, each.index_select(1, sources))
+
+    def slots(self, positions: Iterable[int]) -> torch.Tensor:
+        """Where the rows of these positions lie in the memory of a layer, int64 on the CPU."""
+        return torch.tensor([self.blocks[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE for position in positions], dtype=torch.int64)
+
     def wipe(self, start: int) -> None:
         """None of these rows is anybody else's: what is shared holds known tokens."""
         first, row = divmod(start, PAGE_SIZE)
@@ -95,8 +108,51 @@ class PagedSequence(StoredSequence):
                 values[:, block * PAGE_SIZE + row : (block + 1) * PAGE_SIZE] = 0
 
 
+class OwnPagedSequence(PagedSequence):
+    """Of no request: its blocks are free again when nobody holds it. It shares none of them."""
+
+    def __init__(self, cache: PagedCache, num_blocks: int) -> None:
+        super().__init__(cache, NOBODY, first_digest(None))
+        self.extend(num_blocks * PAGE_SIZE)
+        weakref.finalize(self, _release, cache.pool, self.blocks)
+
+    def extend(self, num_rows: int) -> None:
+        pool, num_new = self._cache.pool, num_blocks_for(num_rows) - len(self.blocks)
+        if num_new > pool.num_available:
+            raise MemoryError(f"a sequence of {num_rows} tokens does not fit the cache: {pool.num_available * PAGE_SIZE} more are free")
+        for _ in range(num_new):
+            self.append(pool.take(NOBODY))
+
+    def layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [self.rows(layer) for layer in self._cache.layers]
+
+    def fill(self, start: int, rows: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        for layer, (keys, values) in zip(list(self._cache.layers), rows, strict=True):
+            self.store(layer, start, keys, values)
+
+    def copy(self) -> OwnPagedSequence:
+        return self.fork(self.num_tokens, self.capacity, self.capacity)
+
+    def fork(self, num_tokens: int, capacity: int, num_rows: int) -> OwnPagedSequence:
+        other = self._cache.own_sequence(capacity)
+        other.num_tokens = num_tokens
+        if num_rows:
+            other.fill(0, [(keys[:, :num_rows], values[:, :num_rows]) for keys, values in self.layers()])
+        return other
+
+    def crop(self, num_tokens: int) -> None:
+        assert num_tokens <= self.num_tokens, f"cannot crop {self.num_tokens} tokens to {num_tokens}"
+        self.num_tokens = num_tokens
+
+
+def _release(pool: BlockPool, blocks: Sequence[int]) -> None:
+    for block in blocks:
+        pool.release(block)
+
+
 class PagedCache:
-    """Sequences by request id, over memory for `num_blocks` blocks that is taken, layer by layer, at the first write.
+    """Sequences by request id, over memory for `num_blocks` blocks that is taken, layer by layer, at the first write. Behind these lies one block
+    more, which belongs to nobody: rows that only pad a pass are written there.
 
     With `remembers`, whole blocks of known tokens are found again by whoever begins with the same tokens under the same salt, as long as their memory
     is not needed for something else. A remembered block is never written to: what differs begins a block of its own.
@@ -122,13 +178,13 @@ class PagedCache:
         return 1.0 - self.pool.num_available / self.pool.num_blocks
 
     def memory(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer's keys and values `[num_kv_heads, num_blocks * PAGE_SIZE, head_dim]`, all blocks behind each other."""
+        """A layer's keys and values `[num_kv_heads, (num_blocks + 1) * PAGE_SIZE, head_dim]`, all blocks behind each other."""
         if layer not in self.layers:
             self.layers[layer] = (self._zeros(keys), self._zeros(values))
         return self.layers[layer]
 
     def _zeros(self, like: torch.Tensor) -> torch.Tensor:
-        shape = (like.shape[0], self.max_tokens, like.shape[2])
+        shape = (like.shape[0], self.max_tokens + PAGE_SIZE, like.shape[2])
         if like.device.type != "cpu":
             return like.new_zeros(shape)
         # numpy's zeros are not there before they are written to: an idle server does not hold the memory that it may take
@@ -207,6 +263,10 @@ class PagedCache:
 
     def sequence(self, request_id: int) -> PagedSequence:
         return self._sequences[request_id]
+
+    def own_sequence(self, capacity: int) -> OwnPagedSequence:
+        """A sequence of no request. Raises MemoryError where there is no room for it."""
+        return OwnPagedSequence(self, num_blocks_for(capacity))
 
     def free(self, request_id: int, spoilt: bool = False) -> None:
         sequence = self._sequences.pop(request_id, None)

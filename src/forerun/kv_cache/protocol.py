@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 
@@ -50,6 +50,34 @@ class SequenceKV(Protocol):
 
     def wipe(self, start: int) -> None:
         """Zeroes the rows from `start` on: masks hide a row's value, not a NaN."""
+        ...
+
+
+class OwnSequence(SequenceKV, Protocol):
+    """A sequence of no request: a drafter's, or one to measure with. Its memory is free again when nobody holds it."""
+
+    def layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values `[num_kv_heads, capacity, head_dim]` of the layers written so far; read-only."""
+        ...
+
+    def fill(self, start: int, rows: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Stores keys and values at positions `start...`, one pair a layer in the order of `layers`."""
+        ...
+
+    def copy(self) -> Self:
+        """The same rows in memory of their own."""
+        ...
+
+    def fork(self, num_tokens: int, capacity: int, num_rows: int) -> Self:
+        """A sequence of `num_tokens` known tokens, with the first `num_rows` rows of this one in memory of its own."""
+        ...
+
+    def crop(self, num_tokens: int) -> None:
+        """Forgets all but the first `num_tokens`."""
+        ...
+
+    def extend(self, num_rows: int) -> None:
+        """Room for at least so many rows in all; known ones stay. Raises MemoryError where there is none."""
         ...
 
 

@@ -17,6 +17,10 @@ class StoredSequence:
     def store(self, layer: int, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         raise NotImplementedError
 
+    def move(self, rows: Sequence[int], start: int) -> None:
+        """Copies these rows of every layer to the positions `start...`."""
+        raise NotImplementedError
+
     def hold(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         self._held[layer] = (keys, values)
 
@@ -26,8 +30,9 @@ class StoredSequence:
     def keep(self, path: Sequence[int]) -> None:
         first = self.num_tokens + 1  # a chain's node 0 was written here
         held, self._held = self._held, {}
-        assert held or list(path) == list(range(len(path))), f"path {path} of a chain"
-        if path:
+        if held and path:
             for layer, rows in held.items():
                 self.store(layer, first, *(each[:, [1 + node for node in path]] for each in rows))
+        elif list(path) != list(range(len(path))):  # each node stands where its number says
+            self.move([first + node for node in path], first)
         self.num_tokens = first + len(path)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
 
+from forerun.kv_cache.contiguous import ContiguousSequence
+from forerun.kv_cache.protocol import OwnSequence
 from forerun.models.attention import ATTENTION_NAME, AttentionPlan, Segment, install
 from forerun.models.capture import CapturedForward, capture
 from forerun.models.experts import run_experts_in_fixed_order
 
+# (fewest rows of a pass, multiple that they are padded to), cheapest first. Never fewer than 4: kernels for 1 to 3 rows are apart on every
+# processor seen, and their bits differ rarely enough to slip through. Then multiples only: what fails at 4 rows may do so rarely at 8, and a
+# vectorised loop that ends inside a row of one pass ends inside another row of the next (docs/decisions/0006).
+CPU_PADDINGS = ((4, 1), (4, 4), (8, 8), (16, 16), (32, 32))
 PREFILL_ROWS = 128  # prompts are cut at multiples of this, wherever they start
 
 
@@ -20,6 +27,9 @@ class CausalModel:
     `min_rows` pads a pass and each attention call; a pass has a multiple of `row_multiple` rows; `max_rows` splits a pass; passes of up
     to `capture_rows` rows are captured.
     """
+
+    paddings: tuple[tuple[int, int], ...] = CPU_PADDINGS  # under which rows may not know their neighbours, the cheapest first
+    kernels = "sdpa"  # tells verdicts and costs apart
 
     def __init__(self, model: PreTrainedModel, *, min_rows: int = 16, max_rows: int = PREFILL_ROWS, capture_rows: int = 0) -> None:
         install()
@@ -34,6 +44,20 @@ class CausalModel:
         self._captured: dict[int, CapturedForward | None] = {}
         self.device: torch.device = model.device
         self.vocab_size: int = model.get_input_embeddings().num_embeddings  # type: ignore[assignment]
+
+    @property
+    def operations_left(self) -> Collection[str]:
+        """What ran by kernels that are known to look at the number of rows, where that is watched."""
+        return ()
+
+    def own_sequence(self, capacity: int) -> OwnSequence:
+        """A sequence of no request, for so many tokens, that passes of this model can run over."""
+        return ContiguousSequence(capacity)
+
+    @contextmanager
+    def module_by_module(self) -> Iterator[None]:
+        """Here passes run the model's own modules, whose hooks are called; elsewhere they may be recorded."""
+        yield
 
     def forward(self, segments: list[Segment]) -> torch.Tensor:
         """Logits `[num_rows, vocab_size]` of every row of every segment, in order; keys and values go to the caches."""

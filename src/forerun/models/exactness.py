@@ -12,15 +12,11 @@ from typing import Any, Literal
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from forerun.kv_cache.contiguous import ContiguousSequence
+from forerun.kv_cache.protocol import OwnSequence
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
 from forerun.models.fingerprint import fingerprint
 
-# (fewest rows of a pass, multiple that they are padded to), cheapest first. Never fewer than 4: kernels for 1 to 3 rows are apart on every
-# processor seen, and their bits differ rarely enough to slip through. Then multiples only: what fails at 4 rows may do so rarely at 8, and a
-# vectorised loop that ends inside a row of one pass ends inside another row of the next (docs/decisions/0006).
-PADDINGS = ((4, 1), (4, 4), (8, 8), (16, 16), (32, 32))
 MAX_ROWS = 128
 DRAFT_ROWS = 8
 PASS_ROWS = (*range(2, 16), 17, 21, 27, 33, 63, MAX_ROWS)  # passes tried at the first two places, of one request and of many
@@ -46,7 +42,7 @@ class Exactness:
 def establish(model: CausalModel, max_model_len: int, cache: Path | None = None) -> Exactness:
     """The smallest padding under which rows do not know their neighbours; sets it on `model`. Remembered in `cache`."""
     cache = cache_folder() if cache is None else cache
-    key = fingerprint(model.model, model.model.config, max_model_len, PADDINGS, PASS_ROWS, STARTS)
+    key = fingerprint(model.model, model.model.config, max_model_len, model.paddings, model.kernels, PASS_ROWS, STARTS)
     remembered = cache / f"exactness-{key}.json"
     found = _recall(remembered)
     if found is None:
@@ -80,16 +76,16 @@ def _probe(model: CausalModel, max_model_len: int) -> Exactness:
     starts = [start for start in STARTS if start + DRAFT_ROWS <= max_model_len] or [max(0, max_model_len - DRAFT_ROWS)]
     difference = ""
     step = _row_step(model)
-    for min_rows, multiple in ((rows, multiple) for rows, multiple in PADDINGS if multiple % step == 0):
+    for min_rows, multiple in ((rows, multiple) for rows, multiple in model.paddings if multiple % step == 0):
         model.min_rows, model.row_multiple, model.max_rows = min_rows, multiple, MAX_ROWS
         difference = next(filter(None, (_difference(model, start, max_model_len) for start in starts)), "")
         if not difference:
             steps = f", in steps of {multiple}" if multiple > 1 else ""
             reason = f"rows alone equal rows among others, bit for bit, with passes of {min_rows} rows or more{steps}"
             return Exactness("bitwise", reason, min_rows, multiple, MAX_ROWS)
-    kernels = f"the kernels that {type(model.model).__name__} runs in {model.model.dtype}{_special_weights(model.model)}"
+    kernels = f"the kernels that {type(model.model).__name__} runs in {model.model.dtype}{_special_weights(model.model)}{_left(model)}"
     reason = f"{kernels} give a row other bits among other rows ({difference})"
-    return Exactness("distribution", reason, PADDINGS[0][0], 1, MAX_ROWS)
+    return Exactness("distribution", reason, *model.paddings[0], MAX_ROWS)
 
 
 class _Widths(TorchDispatchMode):
@@ -112,8 +108,12 @@ def _row_step(model: CausalModel) -> int:
     model.min_rows, model.row_multiple, model.max_rows = 4, 1, MAX_ROWS
     num_rows = 37  # a prime, which no expert's padded rows divide into
     with _Widths(num_rows) as widths:
-        model.forward([Segment(ContiguousSequence(1), [row % model.vocab_size], 0) for row in range(num_rows)])
+        model.forward([Segment(model.own_sequence(1), [row % model.vocab_size], 0) for row in range(num_rows)])
     return math.lcm(*(REGISTER_VALUES // math.gcd(width, REGISTER_VALUES) for width in widths.found))
+
+
+def _left(model: CausalModel) -> str:
+    return f", {', '.join(sorted(model.operations_left))} by torch" if model.operations_left else ""
 
 
 def _special_weights(model: torch.nn.Module) -> str:
@@ -130,7 +130,7 @@ def _difference(model: CausalModel, start: int, max_model_len: int) -> str:
     context = _context(model, known, len(token_ids))
     size = len(token_ids)
 
-    def rows(kv: ContiguousSequence, low: int, high: int) -> Segment:
+    def rows(kv: OwnSequence, low: int, high: int) -> Segment:
         return Segment(kv, token_ids[low:high], start + low)
 
     alone_kv, pieces_kv = context.copy(), context.copy()
@@ -159,14 +159,18 @@ def _drafts(num_rows: int, longest: int) -> list[tuple[int, int]]:
     return cut
 
 
-def _context(model: CausalModel, token_ids: list[int], num_more: int) -> ContiguousSequence:
+def _context(model: CausalModel, token_ids: list[int], num_more: int) -> OwnSequence:
     """Keys and values of `token_ids`, with room for more. What they are does not matter, but attention should be as peaked as it is in use."""
-    kv = ContiguousSequence(len(token_ids) + num_more)
+    kv = model.own_sequence(len(token_ids) + num_more)
     real = token_ids[:REAL_CONTEXT]
     model.prefill(Segment(kv, real, 0))
     noise = torch.Generator().manual_seed(len(token_ids))
-    for held in kv.layers() if len(real) < len(token_ids) else ():
-        for tensor in held:
-            size = tensor[:, : len(real)].float().std()
-            tensor[:, len(real) :] = (torch.randn(tensor[:, len(real) :].shape, generator=noise) * size.cpu()).to(tensor.dtype)
+    if len(real) < len(token_ids):
+        kv.fill(len(real), [(_like(keys, len(real), noise), _like(values, len(real), noise)) for keys, values in kv.layers()])
     return kv
+
+
+def _like(rows: torch.Tensor, num_real: int, noise: torch.Generator) -> torch.Tensor:
+    """Random rows of the size of the first ones, to the end."""
+    size = rows[:, :num_real].float().std().cpu()
+    return (torch.randn(rows[:, num_real:].shape, generator=noise) * size).to(rows.dtype).to(rows.device)

@@ -19,6 +19,7 @@ from transformers.integrations.moe import ExpertsInterface
 from forerun.kernels.expert_linear import ExpertTiles, expert_linear, expert_tiles
 
 EXPERTS_NAME = "forerun"
+RECORDED_EXPERTS_NAME = "forerun_recorded"  # for passes that may not wait for the host
 BLOCK_ROWS = 32  # `F.linear` in bfloat16 is row-invariant up to here on every processor measured, on some not above
 
 
@@ -40,12 +41,19 @@ def experts_in_fixed_order(
 
     Ids past the last expert count as no expert at all (transformers' mark for experts that another device holds).
     """
-    share = shares_on_device if hidden_states.device.type == "cuda" else shares_by_expert
-    by_rank = share(module, hidden_states, top_k_index, top_k_weights)
+    return _added(shares_by_expert(module, hidden_states, top_k_index, top_k_weights), hidden_states.dtype)
+
+
+def recorded_experts_in_fixed_order(module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
+    """The same for passes that are recorded."""
+    return _added(shares_on_device(module, hidden_states, top_k_index, top_k_weights), hidden_states.dtype)
+
+
+def _added(by_rank: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     total = by_rank[:, 0]
     for rank in range(1, by_rank.shape[1]):  # one by one: a reduction may add in another order at other sizes
         total = total + by_rank[:, rank]
-    return total.to(hidden_states.dtype)
+    return total.to(dtype)
 
 
 def shares_by_expert(module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
@@ -107,10 +115,11 @@ def _project(module: Any, name: str, expert: int, rows: torch.Tensor) -> torch.T
     return F.linear(rows, weight.t() if module.is_transposed else weight, bias)
 
 
-def run_experts_in_fixed_order(model: PreTrainedModel) -> None:
-    """Makes the function known to transformers by name and has `model` use it, if its class takes one; others keep their own loop."""
+def run_experts_in_fixed_order(model: PreTrainedModel, name: str = EXPERTS_NAME) -> None:
+    """Makes the functions known to transformers by name and has `model` use one, if its class takes any; others keep their own loop."""
     ExpertsInterface.register(EXPERTS_NAME, experts_in_fixed_order)
-    model.set_experts_implementation(EXPERTS_NAME)
+    ExpertsInterface.register(RECORDED_EXPERTS_NAME, recorded_experts_in_fixed_order)
+    model.set_experts_implementation(name)
 
 
-__all__ = ["experts_in_fixed_order", "row_step", "run_experts_in_fixed_order", "shares_by_expert", "shares_on_device"]
+__all__ = ["RECORDED_EXPERTS_NAME", "experts_in_fixed_order", "recorded_experts_in_fixed_order", "row_step", "run_experts_in_fixed_order", "shares_by_expert", "shares_on_device"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ def fingerprint(model: torch.nn.Module, config: Any, *facts: object) -> str:
     """24 hex digits of everything that chooses a kernel, or that a kernel's rounding meets: versions, processor, threads, config, the
     class of each layer and weight, a sample of each weight's values, and `facts` (anything JSON can write)."""
     described = [
-        torch.__version__, transformers.__version__, _processor(), torch.get_num_threads(), config.to_json_string(use_diff=False),
+        torch.__version__, transformers.__version__, _processor(), *_accelerators(), torch.get_num_threads(), config.to_json_string(use_diff=False),
         {name: _class_name(module) for name, module in model.named_modules()}, *facts,
     ]  # fmt: skip
     found = hashlib.sha256(json.dumps(described, default=str).encode())
@@ -50,6 +52,14 @@ def _processor() -> str:
         return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
     except OSError:
         return platform.processor()
+
+
+def _accelerators() -> list[str]:
+    """Names of the GPUs, and what compiles for them."""
+    if not torch.cuda.is_available():
+        return []
+    compilers = [torch.version.cuda or "", version("triton") if find_spec("triton") else ""]
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] + compilers
 
 
 __all__ = ["fingerprint", "sample"]

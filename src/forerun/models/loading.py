@@ -99,8 +99,9 @@ def load_model(source: str | Path, dtype: torch.dtype | None, device: str | torc
         check_config(config, str(source))
         if dtype is None:
             dtype = _dtype_where_own_is_slow(config, str(source), torch.device(device))
+        # the map has each weight read straight onto the device
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            found, config=config, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            found, config=config, dtype=dtype or "auto", device_map={"": torch.device(device)}, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except ModelLoadError:
         raise
@@ -111,7 +112,7 @@ def load_model(source: str | Path, dtype: torch.dtype | None, device: str | torc
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelLoadError(f"model {str(source)!r} lacks weights ({missing}, ...), which would be random: copy the folder again")
-    cast(Any, model).to(device).eval()  # transformers wraps `to`, which hides its signature
+    model.eval()
     return model
 
 

@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 
-from forerun.kv_cache.contiguous import ContiguousSequence
+from forerun.kv_cache.protocol import OwnSequence
 from forerun.machine import synchronise
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
@@ -87,7 +87,7 @@ class PassCost:
     @classmethod
     def measure(cls, model: CausalModel, max_model_len: int, cache: Path | None = None) -> PassCost:
         """The staircase of this model on this device with these threads; remembered in `cache`."""
-        key = fingerprint(model.model, model.model.config, "pass cost", str(model.device), model.min_rows, model.row_multiple, ROWS)
+        key = fingerprint(model.model, model.model.config, "pass cost", str(model.device), model.kernels, model.min_rows, model.row_multiple, ROWS)
         remembered = (cache_folder() if cache is None else cache) / f"pass-cost-{key}.json"
         try:
             kept = json.loads(remembered.read_text())
@@ -146,9 +146,9 @@ def _start(max_model_len: int) -> int:
     return max(0, min(CONTEXT, max_model_len - 2))
 
 
-def _context(model: CausalModel, start: int, num_rows: int) -> tuple[ContiguousSequence, int]:
+def _context(model: CausalModel, start: int, num_rows: int) -> tuple[OwnSequence, int]:
     """A text of `start` tokens with room for so many rows, and the token that it is made of."""
-    kv, token_id = ContiguousSequence(start + num_rows), min(7, model.vocab_size - 1)
+    kv, token_id = model.own_sequence(start + num_rows), min(7, model.vocab_size - 1)
     if start:
         model.prefill(Segment(kv, [token_id] * start, 0))
     kv.num_tokens = start

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from forerun.kv_cache.contiguous import ContiguousSequence
+from forerun.kv_cache.paged import PagedCache
 from forerun.models.attention import Segment
-from forerun.models.causal_model import CausalModel
+from forerun.models.choice import causal_model
 from forerun.types import ModelLoadError
 
-NUM_TOKENS = 40
+NUM_TOKENS, NUM_BLOCKS = 40, 1
 # Relative error of the logits (Frobenius). Rounding stays far below, a missing position bias or a wrong mask far above.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
@@ -30,7 +30,9 @@ def check_against_reference(model: PreTrainedModel) -> None:
             f"{type(model).__name__} with weights of {kinds} does not run in {model.dtype} on {model.device.type} "
             f"({type(cause).__name__}: {first_line}): leave dtype as it was saved, or choose weights that have a kernel here"
         ) from cause
-    found = CausalModel(model).forward([Segment(ContiguousSequence(NUM_TOKENS), token_ids.tolist(), 0)]).float()
+    causal = causal_model(model, memory=PagedCache(NUM_BLOCKS, remembers=False, device=model.device))
+    with causal.module_by_module():
+        found = causal.forward([Segment(causal.own_sequence(NUM_TOKENS), token_ids.tolist(), 0)]).float()
     if not torch.isfinite(expected).all():
         return  # broken weights: each request will say so
     error = ((found - expected).norm() / expected.norm()).item()

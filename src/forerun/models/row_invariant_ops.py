@@ -14,7 +14,8 @@ A `TorchDispatchMode` is active while a pass is recorded, so its Python costs no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -123,11 +124,12 @@ class RowInvariantOps(TorchDispatchMode):
     def __init__(self, device_type: str = "cuda") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.device_type = device_type
+        self._is_paused = False
         self.left: set[str] = set()  # operations that ran on floats by torch's kernels although those depend on the number of rows
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if not self._concerns(args):
+        if self._is_paused or not self._concerns(args):
             return func(*args, **kwargs)
         if func in OURS:
             found = OURS[func](*args, **kwargs)
@@ -141,6 +143,15 @@ class RowInvariantOps(TorchDispatchMode):
         if func.overloadpacket in DEPENDS_ON_ROWS and not _is_one_product(func, args):
             self.left.add(str(func))
         return func(*args, **kwargs)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """For kernels that have an order of their own: what they are made of runs as it is."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
 
     def _concerns(self, args: tuple[Any, ...]) -> bool:
         tensors = [each for each in args if isinstance(each, torch.Tensor)]

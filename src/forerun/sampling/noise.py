@@ -67,11 +67,25 @@ def _row_key(seed: int, position: int) -> int:
     return mix64((mix64(seed & _MASK_64) + position * _GOLDEN) & _MASK_64)
 
 
+def row_key(seed: int, position: int) -> int:
+    """What tells the noise of one position from that of others: a signed 64-bit integer."""
+    return _signed(_row_key(seed, position))
+
+
+def _gumbel(values: torch.Tensor) -> torch.Tensor:
+    """Of int64 values that are mixed in place; float32."""
+    bits = _mix64_(values)
+    # 32 high bits -> uniform in (0, 1), finest near 0, where -log1p(-u) is smallest and the winner is decided
+    uniform = ((bits >> 32) & 0xFFFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-32).clamp_(max=_MAX_UNIFORM)
+    return uniform.neg_().log1p_().neg_().log_().neg_()
+
+
 class GumbelNoise:
     """Standard Gumbel noise rows of `[vocab_size]` float32, kept for the last few positions asked."""
 
     def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
         token_ids = torch.arange(1, vocab_size + 1, dtype=torch.int64, device=device)
+        self.device = token_ids.device
         self._token_keys = token_ids * _signed(_GOLDEN)
         self._rows: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
 
@@ -84,14 +98,21 @@ class GumbelNoise:
         if key in self._rows:
             self._rows.move_to_end(key)
             return self._rows[key]
-        bits = _mix64_(self._token_keys + _signed(_row_key(seed, position)))
-        # 32 high bits -> uniform in (0, 1), finest near 0, where -log1p(-u) is smallest and the winner is decided
-        uniform = ((bits >> 32) & 0xFFFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-32).clamp_(max=_MAX_UNIFORM)
-        noise = uniform.neg_().log1p_().neg_().log_().neg_()
-        self._rows[key] = noise
+        noise = self._rows[key] = _gumbel(self._token_keys + row_key(seed, position))
         if len(self._rows) > _KEPT_ROWS:
             self._rows.popitem(last=False)
         return noise
+
+    def rows(self, keys: torch.Tensor) -> torch.Tensor:
+        """Noise `[num_rows, vocab_size]` by the rows' keys (`row_key`), int64 on this noise's device; nothing in it waits for the device.
+
+        On a GPU a row has the bits of `row`, however many are asked for: each number is computed by itself.
+        """
+        return _gumbel(self._token_keys + keys[:, None])
+
+    def on(self, device: torch.device) -> GumbelNoise:
+        """The same noise for tensors of that device."""
+        return self if device == self.device else GumbelNoise(self._token_keys.numel(), device)
 
     @staticmethod
     def at(seed: int, position: int, token_ids: Sequence[int]) -> list[float]:

@@ -88,5 +88,5 @@ def truncate_(row: torch.Tensor, params: SamplingParams) -> torch.Tensor:
         before = probabilities.cumsum(dim=-1) - probabilities
         cut = before >= params.top_p
         cut[0] = False
-        row[order[cut]] = _NEVER
+        row.scatter_(0, order, values.masked_fill_(cut, _NEVER))
     return row
