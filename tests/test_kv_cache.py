@@ -156,7 +156,7 @@ def test_an_own_sequence_gives_its_blocks_back_when_nobody_holds_it():
     assert torch.equal(other.layers()[0][0][:, :2], rows_of([1, 2], 0)) and not other.layers()[0][0][:, 2:].any()
     other.write(0, 0, rows_of([9], 0), rows_of([9], 0))
     assert torch.equal(kv.layers()[0][0][:, :3], rows_of([1, 2, 3], 0))
-    with pytest.raises(MemoryError, match="64 tokens does not fit the cache: 0 are free"):
+    with pytest.raises(MemoryError, match="64 tokens does not fit the cache: 0 more are free"):
         kv.fork(1, 1, 1)
     del kv
     assert cache.pool.num_available == 2

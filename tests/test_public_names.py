@@ -41,7 +41,7 @@ SAMPLING_PARAMS = [
     "prompt_logprobs", "structured_outputs", "logits_processors", "num_beams", "cache_salt", "drafters",
 ]  # fmt: skip
 
-LLM_SETTINGS = ["target", "drafter", "dtype", "device", "tokenizer", "max_num_seqs", "max_model_len", "num_draft_tokens", "kv_cache_memory", "enable_prefix_caching", "max_num_batched_tokens"]
+LLM_SETTINGS = ["target", "drafter", "dtype", "device", "drafter_device", "tokenizer", "max_num_seqs", "max_model_len", "num_draft_tokens", "kv_cache_memory", "enable_prefix_caching", "max_num_batched_tokens"]
 
 
 def test_public_names():
