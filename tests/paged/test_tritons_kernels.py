@@ -20,7 +20,7 @@ def tritons() -> Kernels:
     triton = pytest.importorskip("forerun.kernels.paged_attention", reason="there is no triton")
     if not triton.is_interpreted():
         pytest.skip("Triton's interpreter is off: there is a GPU")
-    return Kernels("triton", triton.store_rows, triton.paged_attention, triton.rows_per_tile)
+    return Kernels("triton", triton.store_rows, triton.paged_attention, triton.RowMover, triton.rows_per_tile)
 
 
 @torch.inference_mode()

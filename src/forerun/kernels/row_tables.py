@@ -20,6 +20,6 @@ class RowTables:
     slots: torch.Tensor  # [R] where its own key and value go; rows that pad have the last slot of the memory, which nobody reads
     sequences: torch.Tensor  # [R] its line in block_tables
     forks: torch.Tensor  # [R]
-    paths: torch.Tensor  # [R, R]; slot of the key at position `fork + i`
+    paths: torch.Tensor  # [R, any length]; slot of the key at position `fork + i`
     block_tables: torch.Tensor  # [R, max_blocks]; block `b` is slots `b * PAGE_SIZE` and on
     tiles: torch.Tensor  # [R, 2] first row and number of neighbouring rows of one sequence, which read shared keys together; number 0 for none

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
-from hashlib import sha256
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from forerun.kv_cache.block_pool import BlockPool
+from forerun.kv_cache.digests import first_digest, next_digest
 from forerun.kv_cache.protocol import PAGE_SIZE
 from forerun.kv_cache.sequence import StoredSequence
 
@@ -18,16 +19,6 @@ NOBODY = -1  # owns what belongs to no request
 
 def num_blocks_for(num_tokens: int) -> int:
     return -(-num_tokens // PAGE_SIZE)
-
-
-def first_digest(salt: str | None) -> bytes:
-    """What the digests of a tenant's blocks grow from: tenants never find each other's."""
-    return sha256(b"forerun" if salt is None else b"forerun:" + salt.encode()).digest()
-
-
-def next_digest(before: bytes, token_ids: Sequence[int]) -> bytes:
-    """Of a block, by its tokens and all before it."""
-    return sha256(before + np.asarray(token_ids, dtype=np.int64).tobytes()).digest()
 
 
 class PagedSequence(StoredSequence):
@@ -86,10 +77,7 @@ class PagedSequence(StoredSequence):
         return self._gathered(memory[0], len(self.blocks)), self._gathered(memory[1], len(self.blocks))
 
     def move(self, rows: Sequence[int], start: int) -> None:
-        sources, targets = (self.slots(each).to(self._table.device) for each in (rows, range(start, start + len(rows))))
-        for memory in self._cache.layers.values():
-            for each in memory:
-                each.index_copy_(1, targets, each.index_select(1, sources))
+        self._cache.move(*(self.slots(each).to(self._table.device) for each in (rows, range(start, start + len(rows)))))
 
     def slots(self, positions: Iterable[int]) -> torch.Tensor:
         """Where the rows of these positions lie in the memory of a layer, int64 on the CPU."""
@@ -150,6 +138,14 @@ def _release(pool: BlockPool, blocks: Sequence[int]) -> None:
         pool.release(block)
 
 
+class RowMover(Protocol):
+    """Knows the memories of all layers."""
+
+    def move(self, from_slots: torch.Tensor, to_slots: torch.Tensor) -> None:
+        """Copies rows between slots in all of them, as if all were read before any is written."""
+        ...
+
+
 class PagedCache:
     """Sequences by request id, over memory for `num_blocks` blocks that is taken, layer by layer, at the first write. Behind these lies one block
     more, which belongs to nobody: rows that only pad a pass are written there.
@@ -165,6 +161,8 @@ class PagedCache:
         self.device = device or torch.device("cpu")
         self.num_queries = 0
         self.num_hits = 0
+        self.mover_of: Callable[[Sequence[torch.Tensor]], RowMover] | None = None  # for devices on which a copy for each layer costs more than the rows
+        self._mover: RowMover | None = None
         self._sequences: dict[int, PagedSequence] = {}
 
     @property
@@ -181,7 +179,19 @@ class PagedCache:
         """A layer's keys and values `[num_kv_heads, (num_blocks + 1) * PAGE_SIZE, head_dim]`, all blocks behind each other."""
         if layer not in self.layers:
             self.layers[layer] = (self._zeros(keys), self._zeros(values))
+            self._mover = None
         return self.layers[layer]
+
+    def move(self, from_slots: torch.Tensor, to_slots: torch.Tensor) -> None:
+        """Copies rows between slots in all layers, as if all were read before any is written; both int64 on the cache's device."""
+        memories = [each for layer in self.layers.values() for each in layer]
+        if self.mover_of is None:
+            for memory in memories:
+                memory.index_copy_(1, to_slots, memory.index_select(1, from_slots))
+            return
+        if self._mover is None:
+            self._mover = self.mover_of(memories)
+        self._mover.move(from_slots, to_slots)
 
     def _zeros(self, like: torch.Tensor) -> torch.Tensor:
         shape = (like.shape[0], self.max_tokens + PAGE_SIZE, like.shape[2])

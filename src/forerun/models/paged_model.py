@@ -71,7 +71,6 @@ class PagedModel(CausalModel):
         super().__init__(model, min_rows=min_rows)
         run_experts_in_fixed_order(model, RECORDED_EXPERTS_NAME)
         self._operations = RowInvariantOps(self.device.type) if is_exact else None
-        self.memory = memory or PagedCache(SCRATCH_BLOCKS, remembers=False, device=self.device)
         self.num_recorded = 0
         self.record_seconds = 0.0
         self.why_unrecorded: str | None = None  # what stood in the way of recording
@@ -82,6 +81,7 @@ class PagedModel(CausalModel):
         self._tables: dict[tuple[int, int], PassTables] = {}
         self._recorded: dict[tuple[int, int, bool], Pass] = {}
         self._by_module = False
+        self.use_memory(memory or PagedCache(SCRATCH_BLOCKS, remembers=False, device=self.device))
 
     @torch.inference_mode()
     def _queries_per_key(self) -> int:
@@ -96,6 +96,7 @@ class PagedModel(CausalModel):
         self._recorded.clear()
         self._tables.clear()
         self.memory = memory
+        memory.mover_of = self._kernels.row_mover
 
     def own_sequence(self, capacity: int) -> OwnPagedSequence:
         return self.memory.own_sequence(capacity)
