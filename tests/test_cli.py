@@ -29,7 +29,7 @@ OPTIONS = {
     "--output --json",
     "certify": "--target --drafter --dtype --device --backend --plain-url --speculative-url --model --api-key-file --tie-margin --temperature "
     "--num-draft-tokens --acceptance --prompts --num-prompts --max-tokens --batch-size --detect --seed --html --output --json",
-    "serve": "--target --drafter --host --port --api-key-file --allow-remote --dtype --device --served-model-name --max-num-seqs "
+    "serve": "--target --drafter --host --port --api-key-file --allow-remote --dtype --device --drafter-device --served-model-name --max-num-seqs "
     "--max-model-len --max-waiting --kv-cache-memory --prefix-caching --max-num-batched-tokens --num-draft-tokens "
     "--drain-seconds --stream-flush-tokens --stream-interval-ms --chat-template --tool-call-parser --log-format --log-level "
     "--log-requests --otlp-endpoint",

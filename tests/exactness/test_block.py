@@ -110,7 +110,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "length"), [("draft_model", 1), ("draft_model", 3), ("guesses", 3), ("forest", 4), ("no draft", 3), ("self", 3), ("cross_vocabulary", 3)])
+@pytest.mark.parametrize(("kind", "length"), [("draft_model", 3), ("guesses", 3), ("forest", 4), ("no draft", 3), ("self", 3), ("cross_vocabulary", 3)])
 def test_law_of_the_next_three_tokens(llm, law, monkeypatch, kind, length):
     if KINDS[kind] is not None:
         monkeypatch.setattr(llm.engine.speculator, "drafters", KINDS[kind](llm))
