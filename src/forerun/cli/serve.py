@@ -103,7 +103,7 @@ def serve(
         llm = async_llm.llm
         announce(
             f"{url_of(listener)} serves {settings.served_model_name} ({llm.exactness.kind}; drafters: {', '.join(llm.drafter_names) or 'none'};"
-            f" room for {llm.engine.kv_cache.max_tokens:,} tokens; {f'keys: {len(keys)}' if keys else 'no key asked'})"
+            f" {llm.memory}; {f'keys: {len(keys)}' if keys else 'no key asked'})"
         )
         run_server(async_llm, settings, listener, drain_seconds, announce)
 
