@@ -24,7 +24,7 @@ from forerun.kv_cache.paged import PagedCache
 from forerun.models.cache_memory import MemoryPlan, share_out
 from forerun.models.choice import causal_model, prepare_layers
 from forerun.models.exactness import Exactness, establish
-from forerun.models.loading import RECOMMENDED_DRAFTERS, check_class, load_model, load_tokenizer, own_tokenizer, shared_copy
+from forerun.models.loading import RECOMMENDED_DRAFTERS, check_class, load_model, load_tokenizer, own_tokenizer, shared_copy, weights_size
 from forerun.models.paged_model import PagedModel
 from forerun.models.pass_cost import PassCost
 from forerun.models.reference import check_against_reference
@@ -34,6 +34,7 @@ from forerun.types import ForerunError, InvalidInputError, ModelLoadError, Reque
 
 logger = logging.getLogger(__name__)
 
+DRAFTER_FACTOR = 1.5  # what draft models take, in sizes of their weights
 Prompt = str | Sequence[int]
 Drafters = DrafterSpec | Sequence[DrafterSpec] | None
 
@@ -87,15 +88,17 @@ class LLM:
         eos = _eos_token_ids(model, self.tokenizer)
         remembers = self.exactness.kind == "bitwise" if enable_prefix_caching is None else enable_prefix_caching
         self.memory: MemoryPlan
-        self.memory, num_blocks = share_out(causal, config, self.max_model_len)
+        drafts_on = causal.device if drafter_device is None else resolve_device(drafter_device, "drafter_device")
+        specs = drafter_specs(drafter, target)
+        reserved = sum(map(weights_size, specs)) if causal.device.type != "cpu" and drafts_on == causal.device else 0
+        self.memory, num_blocks = share_out(causal, config, self.max_model_len, int(DRAFTER_FACTOR * reserved))
         logger.info("%s: %s", type(model).__name__, self.memory)
         kv_cache = PagedCache(num_blocks, remembers=remembers, device=causal.device)
         if isinstance(causal, PagedModel):
             causal.use_memory(kv_cache)
             _record(causal)
-        drafts_on = causal.device if drafter_device is None else resolve_device(drafter_device, "drafter_device")
         context = DrafterContext(causal.vocab_size, self.max_model_len, eos, noise, drafts_on, model.dtype, self.tokenizer, causal, kv_cache)
-        drafters = _told_apart([create(spec, context) for spec in drafter_specs(drafter, target)])
+        drafters = _told_apart([create(spec, context) for spec in specs])
         self.drafter_names = [made.name for made in drafters]
         passes = PassCost.measure(causal, self.max_model_len) if drafters else PassCost.unknown()
         self.engine = LLMEngine(causal, kv_cache, drafters, noise, config, self.tokenizer, eos, self.max_model_len, passes)

@@ -32,6 +32,7 @@ def test_on_is_off(architecture, dtype):
     llm = LLM(make_model(architecture, dtype).cuda(), ["prompt_lookup", make_drafter(dtype).cuda()], tokenizer=make_tokenizer(), max_num_seqs=3)
     model = llm.engine.model_runner.model
     assert isinstance(model, PagedModel) and model.why_unrecorded is None and model.num_recorded >= 5
+    assert llm.engine.speculator.drafters[1].model.why_unrecorded is None
     assert llm.exactness.kind == "bitwise", llm.exactness.reason
     plain = tokens(llm, 0)
     for length in (1, 5, "auto"):

@@ -138,3 +138,16 @@ def test_a_loop_is_measured_and_leaves_nothing_behind(tape):
     assert drafter.draft_seconds(1, DraftBudget(4)) == cost.seconds(1, 4)
     drafter.model.use_memory(PagedCache(3, remembers=False))
     assert LoopCost.measure(drafter.model, drafter._loop).first[0] > 0.0  # room for few texts only
+
+
+@torch.inference_mode()
+def test_texts_that_fill_more_than_a_pass_are_read_before(pair):
+    """Some tokens each of many texts, but too few of any to be prefilled by itself."""
+    requests = [Text(number, [3 + number, 5, 7, *range(9, 9 + 20)], SamplingParams(temperature=1.0), seed=number) for number in range(9)]
+    budgets = [DraftBudget(3)] * len(requests)
+    assert sum(len(request.token_ids) for request in requests) > 128
+    for _ in range(2):
+        trees = pair[0].propose(requests, budgets)
+        assert_alike(trees, pair[1].propose(requests, budgets))
+        for request, tree in zip(requests, trees, strict=True):
+            request.output_token_ids += [*tree.token_ids[:2], 11]

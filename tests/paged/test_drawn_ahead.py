@@ -77,3 +77,10 @@ def test_noise_by_rows_is_noise_row_by_row():
     rows = noise.rows(torch.tensor(keys))
     assert torch.allclose(rows, torch.stack([noise.row(1, 0), noise.row(2**63 + 5, 7), noise.row(1, 1)]), rtol=1e-6)
     assert noise.on(torch.device("cpu")) is noise
+
+
+def test_more_rows_than_stand_in_memory_together():
+    noise, params = GumbelNoise(VOCAB_SIZE), SamplingParams(temperature=0.9)
+    rows = [RowToDraw(params, seed, PROMPT, OUTPUT, (), (EOS,)) for seed in range(70)]
+    logits = 3 * torch.randn(70, VOCAB_SIZE, generator=torch.Generator().manual_seed(1))
+    assert draw_ahead(logits, rows, noise)[2] == [draw_ahead(logits[index : index + 1], [row], noise)[2][0] for index, row in enumerate(rows)]

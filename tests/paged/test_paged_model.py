@@ -11,6 +11,7 @@ from tiny_models import VOCAB_SIZE, make_model
 
 from forerun.kernels import kernels_for
 from forerun.kv_cache.paged import PagedCache
+from forerun.models import exactness
 from forerun.models.attention import Segment
 from forerun.models.causal_model import CausalModel
 from forerun.models.paged_model import PagedModel
@@ -22,7 +23,7 @@ EXPERTS = {"qwen2_moe", "deepseek_v3", "gpt_oss"}
 
 
 def paged(model, recorder=unrecorded, num_blocks=40):
-    return PagedModel(model, kernels_for(CPU), recorder, PagedCache(num_blocks, remembers=False), min_rows=1)
+    return PagedModel(model, kernels_for(CPU), lambda: recorder, PagedCache(num_blocks, remembers=False), min_rows=1)
 
 
 def prefilled(model, start, capacity=300):
@@ -132,3 +133,16 @@ def test_hooks_are_called_module_by_module():
     with model.module_by_module():
         assert torch.equal(model.forward([Segment(kv, TOKENS[:3], 0)]), recorded) and seen
     hook.remove()
+
+
+def test_what_is_promised_is_measured_as_far_as_memory_reaches(tmp_path, monkeypatch):
+    """Recorded passes, bit for bit: the twins of the kernels do not know a row's neighbours either."""
+    monkeypatch.setattr(exactness, "PASS_ROWS", (5, 17))
+    monkeypatch.setattr(exactness, "STARTS", (60, 125, 400))
+    model = paged(make_model("llama", "fp32"), TapeRecorder(), num_blocks=24)
+    found = exactness.establish(model, 512, tmp_path)
+    assert (found.kind, found.min_rows, found.row_multiple) == ("bitwise", 16, 16), found.reason
+    assert model.num_recorded > 0 and not model.operations_left
+    small = paged(make_model("llama", "fp32"), num_blocks=2)
+    with pytest.raises(MemoryError):
+        exactness.establish(small, 512, tmp_path / "other")

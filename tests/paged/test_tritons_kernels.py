@@ -28,7 +28,7 @@ def test_a_draft_with_branches_and_what_follows_its_path():
     """With windows and capped scores."""
     results = []
     for kernels in (tritons(), kernels_for(torch.device("cpu"))):
-        model = PagedModel(make_model("gemma2", "fp32"), kernels, unrecorded, PagedCache(8, remembers=False))
+        model = PagedModel(make_model("gemma2", "fp32"), kernels, lambda: unrecorded, PagedCache(8, remembers=False))
         kv = model.own_sequence(128)
         rows = [model.forward([Segment(kv, TOKENS[:16], 0)])]
         kv.num_tokens = 61  # what stands behind 16 is zeros: keys like any

@@ -12,6 +12,7 @@ from forerun.drafters.base import DraftRequest
 from forerun.kernels.row_tables import RowTables
 from forerun.kv_cache.protocol import PAGE_SIZE
 from forerun.models.attention import Segment
+from forerun.models.causal_model import PREFILL_ROWS
 from forerun.models.paged_model import PagedModel
 from forerun.models.pass_tables import PassTables
 from forerun.models.recorder import Pass
@@ -56,6 +57,7 @@ class DraftLoop:
         if self._memory is not self._model.memory:  # what is recorded writes to the other one
             self._memory = self._model.memory
             self._loops.clear()
+        segments = self._brief(segments)
         ends = list(accumulate(len(segment.token_ids) for segment in segments))
         texts = self._model.shape(segments, ends[-1])
         walking = [Segment(each.kv, [0] * depth, each.start + len(each.token_ids)) for each in segments]
@@ -70,6 +72,15 @@ class DraftLoop:
         for segment in segments:
             segment.kv.advance(len(segment.token_ids) + depth - 1)
         return [_finite([(int(tokens[index]), scores[index]) for tokens, scores in zip(*found, strict=True)]) for index in range(len(requests))]
+
+    def _brief(self, segments: Sequence[Segment]) -> Sequence[Segment]:
+        """Rows that fit one pass: where they do not, all but the last of each text are read before."""
+        if sum(len(segment.token_ids) for segment in segments) <= PREFILL_ROWS:
+            return segments
+        for segment in segments:
+            self._model.prefill(Segment(segment.kv, segment.token_ids[:-1], segment.start))
+            segment.kv.advance(len(segment.token_ids) - 1)
+        return [Segment(each.kv, each.token_ids[-1:], each.start + len(each.token_ids) - 1) for each in segments]
 
     def _say(self, loop: _Loop, requests: Sequence[DraftRequest], ends: Sequence[int], depth: int) -> None:
         """What differs from call to call beside the rows."""

@@ -88,7 +88,8 @@ class DraftModel:
         if self._loop is None or not chains:
             return
         segments = [self._catch_up(draft.request) for draft in chains]
-        found = self._loop([draft.request for draft in chains], segments, max(draft.budget.depth for draft in chains))
+        longest = max(draft.budget.depth for draft in chains)
+        found = self._loop([draft.request for draft in chains], segments, 1 << (longest - 1).bit_length())  # a few lengths are recorded, not each
         for draft, chain in zip(chains, found, strict=True):
             self._cache.extend(draft.request.request_id, [token_id for token_id, _ in chain[:-1]])
             while not draft.is_done:

@@ -148,7 +148,9 @@ class _Search:
         for tokens, start, kv in self._texts:
             own = kv.copy()
             segments = [Segment(own, [tokens[position]], position) for position in reversed(range(start, len(tokens)))]
-            found = model.forward(segments).flip(0).float().softmax(dim=-1)
+            with model.module_by_module():  # each subset is tried once
+                found = model.forward(segments)
+            found = found.flip(0).float().softmax(dim=-1)
             total += float(torch.minimum(found, self._laws[low : low + len(found)]).sum())
             count += len(found)
             low += len(found)

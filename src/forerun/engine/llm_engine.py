@@ -266,7 +266,10 @@ class LLMEngine:
         self.speculator.free([request.request_id for request in requests])
         for request in requests:
             self.finished_stats.add(request.stats)
-            self.kv_cache.free(request.request_id, spoilt=request.error is not None)
+            try:
+                self.kv_cache.free(request.request_id, spoilt=request.error is not None)
+            except Exception:  # a device that does nothing any more must not keep those who wait
+                logger.exception("the memory of request %d could not be wiped", request.request_id)
 
     @torch.inference_mode()
     def fail_all(self, why: str) -> list[RequestUpdate]:

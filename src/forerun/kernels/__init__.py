@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,7 +12,9 @@ from typing import Any
 import torch
 
 from forerun.kernels import paged_attention_reference as reference
+from forerun.types import ModelLoadError
 
+COMPILERS = ("gcc", "clang", "cc")
 StoreRows = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
 PagedAttention = Callable[..., torch.Tensor]
 
@@ -27,9 +31,13 @@ class Kernels:
 
 
 def kernels_for(device: torch.device) -> Kernels:
-    """Triton's on a GPU; torch's where there is no Triton, or no GPU."""
-    if device.type == "cuda" and find_spec("triton") is not None:
-        from forerun.kernels import paged_attention as triton  # only where there is a Triton to import
+    """Triton's on a GPU, torch's elsewhere. Raises ModelLoadError where a GPU lacks what Triton needs."""
+    if device.type != "cuda":
+        return Kernels("torch", reference.store_rows, reference.paged_attention, reference.RowMover, reference.rows_per_tile)
+    if find_spec("triton") is None:
+        raise ModelLoadError("device 'cuda' needs Triton: pip install 'forerun[cuda]', or give device='cpu'")
+    if not os.environ.get("CC") and not any(map(shutil.which, COMPILERS)):
+        raise ModelLoadError(f"device 'cuda' needs a C compiler, with which Triton builds its launcher: install one of {', '.join(COMPILERS)}, or set CC")
+    from forerun.kernels import paged_attention as triton
 
-        return Kernels("triton", triton.store_rows, triton.paged_attention, triton.RowMover, triton.rows_per_tile)
-    return Kernels("torch", reference.store_rows, reference.paged_attention, reference.RowMover, reference.rows_per_tile)
+    return Kernels("triton", triton.store_rows, triton.paged_attention, triton.RowMover, triton.rows_per_tile)

@@ -39,15 +39,16 @@ class MemoryPlan:
 def bytes_per_block(model: CausalModel) -> int:
     """Of all layers; read off a pass, because no config says it for every architecture."""
     kv = model.own_sequence(PAGE_SIZE)
-    model.forward([Segment(kv, [0], 0)])
+    with model.module_by_module():
+        model.forward([Segment(kv, [0], 0)])
     return sum(rows.numel() * rows.element_size() for layer in kv.layers() for rows in layer)
 
 
-def share_out(model: CausalModel, config: EngineConfig, max_model_len: int) -> tuple[MemoryPlan, int]:
-    """What goes where, and the number of blocks. Raises InvalidInputError where not even one text of two blocks fits."""
+def share_out(model: CausalModel, config: EngineConfig, max_model_len: int, reserved: int = 0) -> tuple[MemoryPlan, int]:
+    """What goes where, and the number of blocks; `reserved` bytes are left to others. Raises InvalidInputError where not even one text of two blocks fits."""
     each, asked = bytes_per_block(model), config.kv_cache_memory
     graphs = _graphs(model)
-    free = max(0, free_memory(model.device) - graphs)
+    free = max(0, free_memory(model.device) - graphs - reserved)
     if asked is None:
         wanted = 2 * config.max_num_seqs * -(-max_model_len // PAGE_SIZE)
         share = DEFAULT_SHARE if model.device.type == "cpu" else DEVICE_SHARE

@@ -20,7 +20,7 @@ def causal_model(model: PreTrainedModel, *, min_rows: int = 16, capture_rows: in
     With `capture_rows` it is a drafter, whose rows need not equal anything.
     """
     if model.device.type in PAGED_DEVICES:
-        return PagedModel(model, kernels_for(model.device), recorder_for(model.device), memory, is_exact=not capture_rows)
+        return PagedModel(model, kernels_for(model.device), lambda: recorder_for(model.device), memory, is_exact=not capture_rows)
     return CausalModel(model, min_rows=min_rows, capture_rows=capture_rows)
 
 

@@ -177,6 +177,12 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
     return tokenizer
 
 
+def weights_size(source: object) -> int:
+    """Bytes of the weights in a model's folder; 0 for anything else."""
+    folder = Path(source) if isinstance(source, (str, Path)) else None
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder is not None and folder.is_dir() else 0
+
+
 def own_tokenizer(source: str | Path | PreTrainedModel) -> PreTrainedTokenizerBase | None:
     """The tokenizer beside a model, loaded or not; None where a loaded model comes from no folder, or the folder has none."""
     if not isinstance(source, PreTrainedModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from forerun.kernels import Kernels
 from forerun.kernels.row_tables import RowTables
 from forerun.kv_cache.paged import OwnPagedSequence, PagedCache
 from forerun.kv_cache.protocol import PAGE_SIZE
+from forerun.machine import free_memory
 from forerun.models.attention import Segment
 from forerun.models.causal_model import PREFILL_ROWS, CausalModel
 from forerun.models.experts import RECORDED_EXPERTS_NAME, run_experts_in_fixed_order
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 ROW_BUCKETS = (16, 32, 64, PREFILL_ROWS)  # a matrix instruction has 16 rows: fewer cost as much
 MIN_BLOCKS = 16  # of a text, at least; then powers of two
-SCRATCH_BLOCKS = 256  # to measure with, before the memory's size is known
+SCRATCH_BLOCKS, SCRATCH_SHARE = 256, 0.5  # to measure with, before the memory's size is known; of the free memory, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class PagedModel(CausalModel):
     paddings = tuple((rows, rows) for rows in ROW_BUCKETS)
 
     def __init__(
-        self, model: PreTrainedModel, kernels: Kernels, recorder: Recorder, memory: PagedCache | None = None, *, min_rows: int = 1, is_exact: bool = True
+        self, model: PreTrainedModel, kernels: Kernels, make_recorder: Callable[[], Recorder], memory: PagedCache | None = None, *, min_rows: int = 1, is_exact: bool = True
     ) -> None:
         """`is_exact`: rows must not know their neighbours; a drafter's need not care."""
         super().__init__(model, min_rows=min_rows)
@@ -76,23 +77,28 @@ class PagedModel(CausalModel):
         self.why_unrecorded: str | None = None  # what stood in the way of recording
         self.kernels = kernels.name
         self._kernels = kernels
-        self._recorder = recorder
-        self._rows_per_tile = kernels.rows_per_tile(self._queries_per_key(), 1)
+        self._make_recorder = make_recorder
+        shapes = self._shapes()
+        self._rows_per_tile = kernels.rows_per_tile(shapes.queries_per_key, 1)
         self._tables: dict[tuple[int, int], PassTables] = {}
         self._recorded: dict[tuple[int, int, bool], Pass] = {}
         self._by_module = False
-        self.use_memory(memory or PagedCache(SCRATCH_BLOCKS, remembers=False, device=self.device))
+        if memory is None:
+            fitting = int(SCRATCH_SHARE * free_memory(self.device)) // (PAGE_SIZE * shapes.bytes_per_row)
+            memory = PagedCache(max(2, min(SCRATCH_BLOCKS, fitting)), remembers=False, device=self.device)
+        self.use_memory(memory)
 
     @torch.inference_mode()
-    def _queries_per_key(self) -> int:
-        """Read off a pass: no config says it for every architecture."""
+    def _shapes(self) -> _Shapes:
+        """Read off a pass: no config says them for every architecture."""
         shapes = _Shapes()
         row = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         self.model(input_ids=row, position_ids=row, use_cache=False, attention_plan=shapes)
-        return shapes.queries_per_key
+        return shapes
 
     def use_memory(self, memory: PagedCache) -> None:
-        """From now on all sequences lie there."""
+        """From now on all sequences lie there. What was recorded wrote to the memory before."""
+        self._recorder = self._make_recorder()
         self._recorded.clear()
         self._tables.clear()
         self.memory = memory
@@ -196,13 +202,15 @@ class PagedModel(CausalModel):
 
 
 class _Shapes:
-    """In place of a plan: notes how many query heads share a key head, in the layer where most do."""
+    """In place of a plan: notes how many query heads share a key head, in the layer where most do, and what a row of all layers' memory takes."""
 
     def __init__(self) -> None:
         self.queries_per_key = 1
+        self.bytes_per_row = 0
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *how: object) -> torch.Tensor:
         self.queries_per_key = max(self.queries_per_key, query.shape[1] // key.shape[1])
+        self.bytes_per_row += sum(each.shape[1] * each.shape[3] * each.element_size() for each in (key, value))
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
 
 

@@ -31,6 +31,7 @@ class PassTables:
         on_device = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
         self._on_host, self._on_device = on_host, on_device
         self._without_paths = sum(sizes) - sizes[-1]  # they stand last: most passes have none
+        self._device = device
         self._sent = torch.cuda.Event() if device.type == "cuda" else None
         places = {name: slice(end - size, end) for name, size, end in zip(shapes, sizes, accumulate(sizes), strict=True)}
         self._host = {name: on_host[place].view(shapes[name]).numpy() for name, place in places.items()}
@@ -71,7 +72,7 @@ class PassTables:
         end = len(self._on_host) if has_paths else self._without_paths
         self._on_device[:end].copy_(self._on_host[:end], non_blocking=True)
         if self._sent is not None:
-            self._sent.record()
+            self._sent.record(torch.cuda.current_stream(self._device))
 
 
 def num_blocks_of(segment: Segment) -> int:

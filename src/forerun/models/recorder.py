@@ -15,29 +15,45 @@ Recorder = Callable[[Pass], Pass]
 
 
 class CudaGraphRecorder:
-    """Records passes of one model as CUDA graphs, which share their memory: one runs at a time."""
+    """Records passes of one model as CUDA graphs, which share their memory: one runs at a time. What it recorded lives as long as it does."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: list[torch.cuda.CUDAGraph] = []  # a pool whose graphs are all gone cannot be recorded into again
 
     def __call__(self, run: Pass) -> Pass:
         """Kernels are compiled and workspaces taken in a run before. Raises whatever cannot be recorded raises."""
-        aside = torch.cuda.Stream(self._device)
-        aside.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(aside):
-            run()
-        torch.cuda.current_stream(self._device).wait_stream(aside)
+        before = torch.cuda.current_stream(self._device)
         graph = torch.cuda.CUDAGraph()
-        # other threads may go on with work of their own on this device
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = run()
+        try:
+            with torch.cuda.device(self._device):
+                self._stream.wait_stream(before)
+                with torch.cuda.stream(self._stream):
+                    run()
+                _forget_workspaces()
+                # other threads may go on with work of their own on this device
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                    result = run()
+                before.wait_stream(self._stream)
+        except Exception:
+            torch.cuda.set_stream(before)  # a recording that breaks off may leave its own behind
+            raise
+        finally:
+            _forget_workspaces()
+        self._graphs.append(graph)
 
         def replay() -> torch.Tensor:
             graph.replay()
             return result
 
         return replay
+
+
+def _forget_workspaces() -> None:
+    """cuBLAS keeps its workspaces by stream: one from a recording's pool must not be found by the next, nor the other way round."""
+    torch._C._cuda_clearCublasWorkspaces()
 
 
 def unrecorded(run: Pass) -> Pass:

@@ -11,6 +11,8 @@ from forerun.config import SamplingParams
 from forerun.sampling.noise import GumbelNoise, row_key
 from forerun.sampling.processors import process
 
+ROWS_AT_ONCE = 64  # whose noise stands in memory together
+
 
 @dataclass(frozen=True, slots=True)
 class RowToDraw:
@@ -42,22 +44,31 @@ def draw_ahead(
     """
     best = logits.max(dim=-1)
     drawn = best.indices.clone()
-    scaled = [index for index, row in enumerate(rows) if row is not None and only_scales(row.params)]
-    if scaled:
-        asked = [row for row in (rows[index] for index in scaled) if row is not None]
-        where = torch.tensor(scaled, device=logits.device)
-        temperatures = torch.tensor([row.params.temperature for row in asked], dtype=torch.float32, device=logits.device)
-        keys = torch.tensor([row.key for row in asked], dtype=torch.int64, device=logits.device)
-        drawn[where] = under_noise(logits[where], temperatures, noise.rows(keys)).argmax(dim=-1)
-    for index, row in enumerate(rows):
-        if row is not None and not only_scales(row.params) and not row.params.is_plain_argmax:
+    device = logits.device
+    asked = [(index, row) for index, row in enumerate(rows) if row is not None and not row.params.is_plain_argmax]
+    keys = _sent([row.key for _, row in asked], torch.int64, device)
+    temperatures = _sent([row.params.temperature for _, row in asked], torch.float32, device)
+    where = _sent([index for index, _ in asked], torch.int64, device)
+    scaled = [place for place, (_, row) in enumerate(asked) if only_scales(row.params)]
+    for first in range(0, len(scaled), ROWS_AT_ONCE):
+        places = _sent(scaled[first : first + ROWS_AT_ONCE], torch.int64, device)
+        own = where[places]
+        drawn[own] = under_noise(logits[own], temperatures[places], noise.rows(keys[places])).argmax(dim=-1)
+    for place, (index, row) in enumerate(asked):
+        if not only_scales(row.params):
             processed = process(logits[index], row.params, row.prompt_token_ids, [*row.output_token_ids, *row.path_token_ids], row.end_token_ids)
             if not row.params.is_greedy:
-                processed += noise.rows(torch.tensor([row.key], device=logits.device))[0, : processed.numel()]
+                processed += noise.rows(keys[place : place + 1])[0, : processed.numel()]
             drawn[index] = processed.argmax()
     found = torch.cat([best.values.double(), best.indices.double(), drawn.double()]).tolist()  # exact: ids are far below 2**53
     count = len(rows)
     return found[:count], [int(each) for each in found[count : 2 * count]], [int(each) for each in found[2 * count :]]
+
+
+def _sent(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On the device, without waiting for what it works on."""
+    there = torch.tensor(values, dtype=dtype)
+    return there.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else there.to(device)
 
 
 def under_noise(logits: torch.Tensor, temperatures: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
