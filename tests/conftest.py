@@ -34,7 +34,8 @@ settings.load_profile("forerun")
 def own_cache(tmp_path_factory: pytest.TempPathFactory):
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    # what passes cost is measured once a model, however busy the machine
+    # what passes cost is measured once a model and once a shape, however busy the machine
+    patch.setattr(pass_cost, "ROUNDS", 1)
     patch.setattr(pass_cost, "STEADY", float("inf"))
     patch.setattr(pass_cost, "HOLDS", float("inf"))
     # models this small only wait for each other on more threads, so one; test_bits.py also takes the machine's own number

@@ -25,10 +25,9 @@ def cut(llm, params, size):
 
 
 @pytest.mark.parametrize("drafter", ["plain", "prompt_lookup", "draft_model"])
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_resumed_equals_uninterrupted(llm_of, drafter, dtype, temperature):
-    llm = llm_of(dtype, drafter)
+def test_resumed_equals_uninterrupted(llm_of, drafter, temperature):
+    llm = llm_of("fp32", drafter)
     for size in (0, 1, 7, 32, 39):
         whole, saved = cut(llm, replace(PARAMS, temperature=temperature), size)
         (resumed,) = llm.resume(saved)

@@ -18,7 +18,6 @@ from tiny_models import VOCAB_SIZE, across, make_drafter, make_model, make_token
 
 from forerun import LLM, SamplingParams, TokenTree
 from forerun.drafters import DraftModel
-from forerun.drafters.self_speculation import SelfSpeculation
 from forerun.sampling.noise import DRAFT_STREAM, stream_seed
 from forerun.sampling.processors import process
 
@@ -105,12 +104,11 @@ KINDS = {
     "guesses": lambda llm: [hostile.Thicket()],
     "forest": lambda llm: [Forest(llm.engine.verifier._noise)],
     "no draft": lambda llm: [],
-    "self": lambda llm: [SelfSpeculation(llm.engine.speculator.drafters[0]._context, [0])],
     "cross_vocabulary": lambda llm: [across(make_drafter("fp32"))(replace(llm.engine.speculator.drafters[0]._context, tokenizer=make_tokenizer()))],
 }
 
 
-@pytest.mark.parametrize(("kind", "length"), [("draft_model", 3), ("guesses", 3), ("forest", 4), ("no draft", 3), ("self", 3), ("cross_vocabulary", 3)])
+@pytest.mark.parametrize(("kind", "length"), [("draft_model", 3), ("guesses", 3), ("forest", 4), ("no draft", 3), ("cross_vocabulary", 3)])
 def test_law_of_the_next_three_tokens(llm, law, monkeypatch, kind, length):
     if KINDS[kind] is not None:
         monkeypatch.setattr(llm.engine.speculator, "drafters", KINDS[kind](llm))

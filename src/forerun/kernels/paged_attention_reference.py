@@ -1,4 +1,4 @@
-"""Attention over a paged memory in torch: what the Triton kernels are measured against, and what runs where there is no Triton.
+"""Attention over a paged memory in torch: what the Triton kernels are measured against, and what runs on a CPU in their place.
 
 Slow, and as plain as it can be while nothing in it waits for the device and no shape depends on the tables' contents.
 """
