@@ -120,7 +120,7 @@ def tree_segment(kv, start, tree):
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("architecture", "dtype"), BITWISE)
-@pytest.mark.parametrize("start", STARTS[1::2])
+@pytest.mark.parametrize("start", [WINDOW - 3, 60])
 def test_a_tree_row_equals_plain_decoding_of_its_path(causal_of, architecture, dtype, start):
     """Every node, not only the accepted ones; and what is decoded behind the kept path, next to another request's tree."""
     _, model = causal_of(architecture, dtype)
