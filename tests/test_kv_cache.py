@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from forerun.kernels.paged_attention_reference import RowMover
 from forerun.kv_cache.contiguous import ContiguousCache, ContiguousSequence
 from forerun.kv_cache.paged import PagedCache
 from forerun.kv_cache.protocol import PAGE_SIZE
@@ -137,9 +138,17 @@ def test_a_fork_has_the_first_rows_and_memory_of_its_own():
     assert torch.equal(source.layers()[0][0][:, :1], rows_of([1], 0))
 
 
-@pytest.mark.parametrize("sequence", [lambda: ContiguousSequence(64), lambda: PagedCache(3).own_sequence(64)], ids=["contiguous", "paged"])
-def test_a_path_is_moved_where_each_node_stands_by_its_number(sequence):
-    kv = sequence()
+def test_a_path_with_branches_needs_held_rows():
+    for sequence in (ContiguousSequence(64), PagedCache(1).own_sequence(64)):
+        sequence.write(0, 0, rows_of([1, 2, 3], 0), rows_of([1, 2, 3], 0))
+        with pytest.raises(AssertionError, match="of a chain"):
+            sequence.keep([1])
+
+
+def test_a_path_is_moved_where_each_node_stands_by_its_number():
+    cache = PagedCache(3)
+    cache.mover_of = RowMover
+    kv = cache.own_sequence(64)
     kv.write(0, 0, rows_of([1, 2, 3, 4], 0), -rows_of([1, 2, 3, 4], 0))
     kv.keep([0, 2])
     ((keys, values),) = kv.layers()

@@ -35,11 +35,6 @@ class ContiguousSequence(StoredSequence):
         held[0][:, start:end] = keys
         held[1][:, start:end] = values
 
-    def move(self, rows: Sequence[int], start: int) -> None:
-        for held in self._layers.values():
-            for each in held:
-                each[:, start : start + len(rows)] = each[:, list(rows)]
-
     def _zeros_like(self, rows: torch.Tensor) -> torch.Tensor:
         return rows.new_zeros(rows.shape[0], self.capacity, rows.shape[2])
 

@@ -77,7 +77,11 @@ class PagedSequence(StoredSequence):
         return self._gathered(memory[0], len(self.blocks)), self._gathered(memory[1], len(self.blocks))
 
     def move(self, rows: Sequence[int], start: int) -> None:
-        self._cache.move(*(self.slots(each).to(self._table.device) for each in (rows, range(start, start + len(rows)))))
+        mover = self._cache.mover()
+        if mover is None:
+            super().move(rows, start)
+        else:
+            mover.move(*(self.slots(each).to(self._table.device) for each in (rows, range(start, start + len(rows)))))
 
     def slots(self, positions: Iterable[int]) -> torch.Tensor:
         """Where the rows of these positions lie in the memory of a layer, int64 on the CPU."""
@@ -161,7 +165,7 @@ class PagedCache:
         self.device = device or torch.device("cpu")
         self.num_queries = 0
         self.num_hits = 0
-        self.mover_of: Callable[[Sequence[torch.Tensor]], RowMover] | None = None  # for devices on which a copy for each layer costs more than the rows
+        self.mover_of: Callable[[Sequence[torch.Tensor]], RowMover] | None = None  # set by a model whose passes write each node where its number says
         self._mover: RowMover | None = None
         self._sequences: dict[int, PagedSequence] = {}
 
@@ -182,16 +186,11 @@ class PagedCache:
             self._mover = None
         return self.layers[layer]
 
-    def move(self, from_slots: torch.Tensor, to_slots: torch.Tensor) -> None:
-        """Copies rows between slots in all layers, as if all were read before any is written; both int64 on the cache's device."""
-        memories = [each for layer in self.layers.values() for each in layer]
-        if self.mover_of is None:
-            for memory in memories:
-                memory.index_copy_(1, to_slots, memory.index_select(1, from_slots))
-            return
-        if self._mover is None:
-            self._mover = self.mover_of(memories)
-        self._mover.move(from_slots, to_slots)
+    def mover(self) -> RowMover | None:
+        """Over all layers' memories; None where passes hold the rows of a draft (`hold`) and none is ever moved."""
+        if self._mover is None and self.mover_of is not None:
+            self._mover = self.mover_of([each for layer in self.layers.values() for each in layer])
+        return self._mover
 
     def _zeros(self, like: torch.Tensor) -> torch.Tensor:
         shape = (like.shape[0], self.max_tokens + PAGE_SIZE, like.shape[2])

@@ -18,8 +18,8 @@ class StoredSequence:
         raise NotImplementedError
 
     def move(self, rows: Sequence[int], start: int) -> None:
-        """Copies these rows of every layer to the positions `start...`."""
-        raise NotImplementedError
+        """Copies these rows of every layer to the positions `start...`, for passes that write each node of a draft where its number says."""
+        raise AssertionError(f"a path over rows {list(rows)} of a chain")
 
     def hold(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         self._held[layer] = (keys, values)

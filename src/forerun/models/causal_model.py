@@ -12,7 +12,7 @@ from forerun.kv_cache.contiguous import ContiguousSequence
 from forerun.kv_cache.protocol import OwnSequence
 from forerun.models.attention import ATTENTION_NAME, AttentionPlan, Segment, install
 from forerun.models.capture import CapturedForward, capture
-from forerun.models.experts import run_experts_in_fixed_order
+from forerun.models.experts import EXPERTS_NAME, run_experts_in_fixed_order
 
 # (fewest rows of a pass, multiple that they are padded to), cheapest first. Never fewer than 4: kernels for 1 to 3 rows are apart on every
 # processor seen, and their bits differ rarely enough to slip through. Then multiples only: what fails at 4 rows may do so rarely at 8, and a
@@ -29,13 +29,14 @@ class CausalModel:
     """
 
     paddings: tuple[tuple[int, int], ...] = CPU_PADDINGS  # under which rows may not know their neighbours, the cheapest first
+    experts = EXPERTS_NAME
     kernels = "sdpa"  # tells verdicts and costs apart
 
     def __init__(self, model: PreTrainedModel, *, min_rows: int = 16, max_rows: int = PREFILL_ROWS, capture_rows: int = 0) -> None:
         install()
         model.set_attn_implementation(ATTENTION_NAME)
         if not capture_rows:  # its loop looks into its tensors; models that are captured need not equal anything
-            run_experts_in_fixed_order(model)
+            run_experts_in_fixed_order(model, self.experts)
         self.model = model
         self.min_rows = min_rows
         self.row_multiple = 1

@@ -122,4 +122,4 @@ def run_experts_in_fixed_order(model: PreTrainedModel, name: str = EXPERTS_NAME)
     model.set_experts_implementation(name)
 
 
-__all__ = ["RECORDED_EXPERTS_NAME", "experts_in_fixed_order", "recorded_experts_in_fixed_order", "row_step", "run_experts_in_fixed_order", "shares_by_expert", "shares_on_device"]
+__all__ = ["EXPERTS_NAME", "RECORDED_EXPERTS_NAME", "experts_in_fixed_order", "recorded_experts_in_fixed_order", "row_step", "run_experts_in_fixed_order", "shares_by_expert", "shares_on_device"]

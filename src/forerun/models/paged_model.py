@@ -18,7 +18,7 @@ from forerun.kv_cache.protocol import PAGE_SIZE
 from forerun.machine import free_memory
 from forerun.models.attention import Segment
 from forerun.models.causal_model import PREFILL_ROWS, CausalModel
-from forerun.models.experts import RECORDED_EXPERTS_NAME, run_experts_in_fixed_order
+from forerun.models.experts import RECORDED_EXPERTS_NAME
 from forerun.models.pass_tables import MIN_PATH, PassTables, longest_path, num_blocks_of
 from forerun.models.recorder import Pass, Recorder
 from forerun.models.row_invariant_ops import RowInvariantOps
@@ -63,6 +63,7 @@ class PagedModel(CausalModel):
     Passes are recorded when their shape first comes up; a model that cannot be recorded runs module by module, and the log says why.
     """
 
+    experts = RECORDED_EXPERTS_NAME
     paddings = tuple((rows, rows) for rows in ROW_BUCKETS)
 
     def __init__(
@@ -70,7 +71,6 @@ class PagedModel(CausalModel):
     ) -> None:
         """`is_exact`: rows must not know their neighbours; a drafter's need not care."""
         super().__init__(model, min_rows=min_rows)
-        run_experts_in_fixed_order(model, RECORDED_EXPERTS_NAME)
         self._operations = RowInvariantOps(self.device.type) if is_exact else None
         self.num_recorded = 0
         self.record_seconds = 0.0
